@@ -1,0 +1,315 @@
+"""DFDNet: disentangling and filtering dynamics for video prediction. The model, top down as in the paper's Figure 1.
+
+Shapes: B sequences of T past frames of C x H x W pixels; D = hid_S features a frame; P = T*D.
+
+    past (B, T, C, H, W)
+      encoder     every layer's output    e_i (B*T, D, H_i, W_i)
+      temporal    all frames together     m_i (B, P, H_i, W_i), one stage of DFDBs a layer
+      decoder     deepest m first, the shallower ones added on the way up
+    future (B, T_out, C_out, H, W)
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from TemporalModule import TemporalModule
+from TemporalModule.temporal import SEGMENTS
+
+
+class ConvSC(nn.Module):
+    """Convolution, GroupNorm, Mish: (N, C_in, H, W) -> (N, C_out, H / stride, W / stride); transposed: H * stride."""
+
+    def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int = 1, transposed: bool = False) -> None:
+        super().__init__()
+        padding = (kernel_size - 1) // 2
+        if transposed and stride > 1:
+            self.conv = nn.ConvTranspose2d(C_in, C_out, kernel_size, stride, padding, output_padding=stride // 2)
+        else:
+            self.conv = nn.Conv2d(C_in, C_out, kernel_size, stride, padding)
+        self.norm = nn.GroupNorm(2, C_out)
+        self.act = nn.Mish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class Encoder(nn.Module):
+    """Frames (N, C, H, W) -> every layer's features [(N, D, H_0, W_0), …]; each second layer halves the size."""
+
+    def __init__(self, C: int, D: int, kernel_size: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            ConvSC(D if i else C, D, k, stride)
+            for i, (k, stride) in enumerate(zip(kernel_size, strides(len(kernel_size))))
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for layer in self.layers:
+            x = layer(x)
+            features.append(x)
+        return features
+
+
+class Decoder(nn.Module):
+    """Predicted features of every layer [(N, D, H_0, W_0), …] -> frames (N, C, H, W)."""
+
+    def __init__(self, D: int, C: int, kernel_size: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            ConvSC(D, D, k, stride, transposed=True)
+            for k, stride in zip(reversed(kernel_size), reversed(strides(len(kernel_size))))
+        )
+        self.readout = nn.Conv2d(D, C, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        *shallower, x = features
+        for layer, m in zip(self.layers, reversed(shallower)):
+            x = layer(x) + m
+        return self.readout(self.layers[-1](x))
+
+
+class DFDNet(nn.Module):
+    """Predict the next frames of a video: past (B, T, C, H, W) in [0, 1] -> future (B, T_out, C_out, H, W).
+
+    Args:
+        in_shape, out_shape: (T, C, H, W) and (T_out, C_out, H, W). H and W divide by the product of the strides.
+        hid_S: D, features a frame. Even.
+        layer: depth of the spatial encoder and decoder; strides 1, 2, 1, 2, …
+        kernel_size: one odd number a layer, or one for all.
+        COF: cut-off frequency of the filter as a fraction of the signal length; bins below always pass.
+        groups: a DFDB works on P // groups channels.
+        layer_config: DFDBs a stage, one number a layer.
+        release: compute what the authors' released code computes (README, "differences").
+        segments: channel segments of a DFDB's two branches.
+
+    Raises: ValueError, naming the flag, for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int] = (10, 1, 64, 64),
+        out_shape: Sequence[int] = (10, 1, 64, 64),
+        hid_S: int = 64,
+        layer: int = 4,
+        kernel_size: Sequence[int] | int = (3, 3, 3, 3),
+        COF: float = 0.3125,
+        groups: int = 2,
+        layer_config: Sequence[int] = (1, 8, 2, 8),
+        release: bool = False,
+        segments: Sequence[int] = SEGMENTS,
+    ) -> None:
+        super().__init__()
+        kernel_size = [kernel_size] * layer if isinstance(kernel_size, int) else list(kernel_size)
+        check_sizes(in_shape, out_shape, hid_S, layer, kernel_size, COF, groups, layer_config, segments)
+        self.T, C, H, W = in_shape
+        self.T_out, C_out = out_shape[:2]
+        self.D = hid_S
+        sizes = feature_sizes(H, W, layer)
+
+        self.encoder = Encoder(C, hid_S, kernel_size)
+        self.temporal = TemporalModule(self.T * hid_S, sizes, layer_config, groups, COF, segments, release)
+        self.decoder = Decoder(hid_S, C_out, kernel_size)
+
+    def forward(self, past: Tensor) -> Tensor:
+        """past (B, T, C, H, W) -> (B, T_out, C_out, H, W); beyond T frames, on from the newest T predictions."""
+        future = self.predict_once(past)
+        while future.shape[1] < self.T_out:
+            future = torch.cat([future, self.predict_once(future[:, -self.T :])], 1)
+        return future[:, : self.T_out]
+
+    def predict_once(self, past: Tensor) -> Tensor:
+        """T frames -> the next T frames: (B, T, C, H, W) -> (B, T, C_out, H, W)."""
+        B = past.shape[0]
+        e = self.encoder(past.flatten(0, 1))  # [(B*T, D, H_i, W_i)]
+        m = self.temporal([e_i.view(B, self.T * self.D, *e_i.shape[2:]) for e_i in e])  # [(B, P, H_i, W_i)]
+        frames = self.decoder([m_i.reshape(B * self.T, self.D, *m_i.shape[2:]) for m_i in m])
+        return frames.unflatten(0, (B, self.T))
+
+    @classmethod
+    def from_release(cls, checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> "DFDNet":
+        """A model with the weights of the authors' released code.
+
+        checkpoint: a path or a mapping; a bare state dict or one under 'net'. The shapes in it tell all arguments but
+        COF and out_shape's T; model_args overrides. release=False starts a model of the default mode from these
+        weights: the one LayerNorm of a branch is copied to both, and the thresholds can learn from where they are.
+
+        Raises: ValueError with the first name that is missing, left over or of another shape.
+        """
+        state = read_release(checkpoint)
+        model = cls(**infer_release_args(state) | model_args, release=release)
+        model.load_state_dict(convert_release(state, model))
+        return model
+
+
+def strides(layer: int) -> list[int]:
+    """1, 2, 1, 2, …: every second layer halves."""
+    return [1 + i % 2 for i in range(layer)]
+
+
+def feature_sizes(H: int, W: int, layer: int) -> list[tuple[int, int]]:
+    """(H_i, W_i) of every encoder layer."""
+    scales = [math.prod(strides(layer)[: i + 1]) for i in range(layer)]
+    return [(H // s, W // s) for s in scales]
+
+
+def check_sizes(in_shape, out_shape, hid_S, layer, kernel_size, COF, groups, layer_config, segments) -> None:
+    """Raise a ValueError that names the flag where the sizes of a DFDNet do not fit together."""
+
+    def demand(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(message)
+
+    for flag, shape in (("--in_shape", in_shape), ("--out_shape", out_shape)):
+        whole = len(shape) == 4 and all(isinstance(n, int) and n > 0 for n in shape)
+        demand(whole, f"{flag} {shape}: give four positive whole numbers, T C H W")
+    for flag, value in (("--hid_S", hid_S), ("--layer", layer), ("--groups", groups)):
+        demand(isinstance(value, int) and value > 0, f"{flag} {value}: must be a positive whole number")
+    T, C, H, W = in_shape
+    demand(layer >= 2, f"--layer {layer}: at least 2, the first and the last temporal stage differ")
+    demand(hid_S % 2 == 0, f"--hid_S {hid_S}: must be even, for GroupNorm's two groups")
+    demand(len(kernel_size) == layer, f"--kernel_size {kernel_size}: give {layer} numbers, one for each --layer")
+    demand(all(k % 2 == 1 and k > 0 for k in kernel_size), f"--kernel_size {kernel_size}: must be positive odd numbers")
+    demand(len(layer_config) == layer, f"--layer_config {layer_config}: give {layer} numbers, one for each --layer")
+    demand(all(k >= 0 for k in layer_config), f"--layer_config {layer_config}: must not be negative")
+    demand(0 <= COF <= 1, f"--COF {COF}: must lie between 0 and 1, a fraction of the signal length")
+    demand(
+        tuple(out_shape[2:]) == (H, W),
+        f"--out_shape {out_shape}: height and width must be those of --in_shape, {H} {W}",
+    )
+    again = f"--out_shape {out_shape}: {out_shape[0]} frames from {T} take a second pass"
+    demand(out_shape[1] == C or out_shape[0] <= T, f"{again}, so the channels must be --in_shape's {C}")
+    factor = math.prod(strides(layer))
+    demand(
+        H % factor == 0 and W % factor == 0,
+        f"--in_shape {in_shape}: height and width must divide by {factor} (--layer {layer})",
+    )
+    P = T * hid_S
+    demand(
+        P % groups == 0,
+        f"--groups {groups}: must divide the {P} channels of --in_shape {T} frames times --hid_S {hid_S}",
+    )
+    demand(len(segments) == 2 and all(r > 0 for r in segments), f"--segments {segments}: give two positive numbers")
+    c = P // groups
+    for r in segments:
+        demand(c % r == 0, f"--segments {r}: must divide a DFDB's {c} channels ({T} frames * --hid_S / --groups)")
+
+
+# The authors' checkpoints ------------------------------------------------------------------------------------------
+# The release runs its branches on (B, W, H, c): what it calls h is the image's width, so h and w swap here and the 3x3
+# kernels of STAU are transposed. Its thresholds belong to an unnormalised FFT.
+
+_RELEASE_NAMES = [  # ours, a pattern -> theirs
+    (r"^encoder\.layers\.(\d+)\.", r"enc.enc.\1.conv."),
+    (r"^decoder\.layers\.(\d+)\.", r"dec.dec.\1.conv."),
+    (r"^decoder\.readout\.", r"dec.readout."),
+    (r"^temporal\.stem_last\.0\.", r"hid1.net.stem."),
+    (r"^temporal\.stem_first\.", r"hid1.net.stem1."),
+    (r"^temporal\.unstem_first\.", r"hid1.net.Unstem1."),
+    (r"^(hid1\.net\.stem1?)\.0\.", r"\1.0.conv."),
+    (r"^(hid1\.net\.stem1?)\.1\.", r"\1.0.bn."),
+    (r"^(hid1\.net\.stem1?)\.3\.", r"\1.1."),
+    (r"^(hid1\.net\.stem1?)\.5\.", r"\1.3.conv."),
+    (r"^(hid1\.net\.stem1?)\.6\.", r"\1.3.bn."),
+    (r"^temporal\.stages\.(\d+)\.", lambda m: f"hid1.net.layer{int(m[1]) + 1}."),
+    (r"\.reduction\.0\.", ".conv1."),
+    (r"\.reduction\.1\.", ".bn1."),
+    (r"\.expansion\.0\.", ".conv3."),
+    (r"\.expansion\.1\.", ".bn3."),
+    (r"\.branch_r1\.", ".atten."),
+    (r"\.branch_r2\.", ".atten1."),
+    (r"\.norm_(stau|dfdu)\.", ".norm1."),
+    (r"\.stau\.expand\.", ".STAU.fc1."),
+    (r"\.stau\.spatial\.", ".STAU.dwconv.dwconv."),
+    (r"\.stau\.reduce\.", ".STAU.fc2."),
+    (r"\.dfdu\.predict_h\.", ".DFDU.mlp_w1."),
+    (r"\.dfdu\.predict_w\.", ".DFDU.mlp_h1."),
+    (r"\.dfdu\.embed_h\.", ".DFDU.reweight_w."),
+    (r"\.dfdu\.embed_w\.", ".DFDU.reweight_h."),
+    (r"\.dfdu\.embed_x\.", ".DFDU.mlp_c."),
+    (r"\.dfdu\.filter_h\.(threshold|start)$", ".DFDU.param_w"),
+    (r"\.dfdu\.filter_w\.(threshold|start)$", ".DFDU.param_h"),
+]
+_RELEASE_UNUSED = re.compile(r"\.bn2\.|\.DFDU\.norm1\.")
+
+
+def release_name(name: str) -> str:
+    """The release's name of our parameter or buffer: 'decoder.readout.bias' -> 'dec.readout.bias'."""
+    for pattern, theirs in _RELEASE_NAMES:
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
+def read_release(checkpoint: str | Path | Mapping) -> dict[str, Tensor]:
+    """The state dict in the authors' checkpoint, wherever it lies in it."""
+    if isinstance(checkpoint, (str, Path)):
+        try:
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise ValueError(f"{checkpoint}: {error.strerror or error}") from None
+        except Exception as error:  # unpickling fails in many ways; none of them is the caller's traceback to read
+            raise ValueError(f"{checkpoint}: not a PyTorch checkpoint of tensors ({type(error).__name__})") from None
+    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError("not a release checkpoint: neither a state dict nor one under 'net'")
+    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(name, str)}
+
+
+def infer_release_args(state: Mapping[str, Tensor]) -> dict:
+    """DFDNet's arguments from the shapes in a release checkpoint: all but COF and the number of frames to predict."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if not isinstance(state.get(name), Tensor):
+            raise ValueError(f"not a release checkpoint: '{name}' is missing")
+        return tuple(state[name].shape)
+
+    layer = len({m[1] for name in state if (m := re.match(r"enc\.enc\.(\d+)\.", name))})
+    first, *rest = (shape(f"enc.enc.{i}.conv.conv.weight") for i in range(max(layer, 1)))
+    P, (D, C) = shape("hid1.net.stem.0.conv.weight")[1], first[:2]
+    depths = [
+        len({m[1] for name in state if (m := re.match(rf"hid1\.net\.layer{i + 1}\.(\d+)\.", name))})
+        for i in range(layer)
+    ]
+    args = dict(hid_S=D, layer=layer, kernel_size=[s[2] for s in (first, *rest)], layer_config=depths)
+    stage = next((i for i, depth in enumerate(depths) if depth), None)
+    if stage is not None:
+        block = f"hid1.net.layer{stage + 1}.0"
+        args["groups"] = P // shape(f"{block}.conv1.weight")[0]
+        scale = 2 if stage == 0 else math.prod(strides(layer)[: stage + 1])
+        H, W = (math.prod(shape(f"{block}.atten.DFDU.param_{axis}")) // SEGMENTS[0] * scale for axis in "hw")
+        args["in_shape"] = (P // D, C, H, W)
+        args["out_shape"] = (P // D, shape("dec.readout.weight")[0], H, W)
+    return args
+
+
+def convert_release(state: Mapping[str, Tensor], model: DFDNet) -> dict[str, Tensor]:
+    """The release's state dict under our names and in our layout, checked against model name by name."""
+    ours, used = {}, set()
+    for name, target in model.state_dict().items():
+        theirs = release_name(name)
+        value = state.get(theirs)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"release checkpoint: '{theirs}' is missing (our '{name}')")
+        thresholds = theirs.endswith(("param_h", "param_w"))  # flat there
+        if value.numel() != target.numel() or (value.shape != target.shape and not thresholds):
+            shapes = f"{tuple(value.shape)}, the model's '{name}' {tuple(target.shape)}"
+            raise ValueError(f"release checkpoint: '{theirs}' is {shapes}")
+        if theirs.endswith("dwconv.weight"):
+            value = value.transpose(-1, -2)
+        elif theirs.endswith("param_h"):  # segment slow, position fast
+            value = value.reshape(target.shape)
+        elif theirs.endswith("param_w"):  # position slow, segment fast
+            value = value.reshape(target.shape[::-1]).T
+        if thresholds:
+            value = value / math.sqrt(model.get_submodule(name.rpartition(".")[0]).length)
+        ours[name] = value
+        used.add(theirs)
+    left = next((name for name in state if name not in used and not _RELEASE_UNUSED.search(name)), None)
+    if left is not None:
+        raise ValueError(f"release checkpoint: '{left}' has no place in the model")
+    return ours

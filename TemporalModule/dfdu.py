@@ -1,0 +1,197 @@
+"""DFDU, the unit the paper is named after: decompose the features into height and width signals, filter their
+spectra with a learnable threshold, predict with a linear layer, and recombine.
+
+Signals, for c = r * S channels cut into r segments of S (SPEC letters: B batch, H W feature map):
+
+    height   one signal per segment and column:   (B, H, W, c) -> (B, r*W, H*S)    thresholds (r, W)
+    width    one signal per segment and row:      (B, H, W, c) -> (B, r*H, W*S)    thresholds (r, H)
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
+# magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
+# That is active (there is something to learn from) and mild (the signal energy lost is under half a percent).
+START = 0.3
+# Width of the sigmoid that stands for the gate in the backward pass: bins within about two widths of the threshold
+# teach it. Of the order of the start value, so that the bins both sides of it take part and none far away does.
+WIDTH = 0.1
+
+
+class SpectralGate(torch.autograd.Function):
+    """The hard gate, the inverse FFT and the halving in one step, with a surrogate gradient for the thresholds.
+
+    forward   X = rfft(x); X[k] = 0 where k >= cutoff and |X[k]| < threshold; y = irfft(X); every second sample of y.
+    backward  x gets the exact gradient of that linear map, the gate held fixed. The threshold gets the gradient it
+              would have if the gate were g = sigmoid((|X| - threshold) / width): dg / d threshold = -g (1 - g) / width.
+
+    For even L the samples that would be thrown away are never computed: y[::2] is the inverse FFT of half the length of
+    the folded spectrum X[k] + conj(X[L/2 - k]). Kept for backward: one byte per high bin, and x where thresholds learn
+    (its spectrum is taken again), no complex tensor.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, threshold: Tensor, cutoff: int, width: float) -> Tensor:
+        spectrum = torch.fft.rfft(x, norm="ortho")
+        high = spectrum[..., cutoff:]
+        closed = _power(high) < threshold.clamp(min=0).square().unsqueeze(-1)
+        high.masked_fill_(closed, 0)
+        ctx.save_for_backward(closed, threshold, x if ctx.needs_input_grad[1] else None)
+        ctx.length, ctx.cutoff, ctx.width = x.shape[-1], cutoff, width
+        return _even_samples(spectrum, x.shape[-1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        closed, threshold, x = ctx.saved_tensors
+        length, cutoff = ctx.length, ctx.cutoff
+        # In weights where every bin counts once; the real signal's gradient has each bin twice but the first and last.
+        spectrum_grad = _even_samples_adjoint(grad, length)
+        threshold_grad = None
+        if ctx.needs_input_grad[1]:
+            high = torch.fft.rfft(x, norm="ortho")[..., cutoff:]
+            soft = torch.sigmoid((_power(high).sqrt() - threshold.unsqueeze(-1)) / ctx.width)
+            through_gate = _inner(spectrum_grad[..., cutoff:], high)
+            twice = torch.full((high.shape[-1],), 2.0, dtype=x.dtype, device=x.device)
+            if length % 2 == 0 and len(twice):
+                twice[-1] = 1.0  # the Nyquist bin has no mirror image
+            threshold_grad = (through_gate * soft * (soft - 1) * twice).sum((0, -1)) / ctx.width
+        spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
+        return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad, None, None
+
+
+def _power(spectrum: Tensor) -> Tensor:
+    """|X|^2 without the square root of abs()."""
+    return torch.view_as_real(spectrum).square().sum(-1)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Re(conj(a) b), bin by bin."""
+    return (torch.view_as_real(a) * torch.view_as_real(b)).sum(-1)
+
+
+def _even_samples(spectrum: Tensor, length: int) -> Tensor:
+    """(…, L // 2 + 1) half spectrum of a real signal -> (…, ceil(L / 2)) its even samples."""
+    if length % 2:
+        return torch.fft.irfft(spectrum, n=length, norm="ortho")[..., ::2].contiguous()
+    half = length // 2
+    front = spectrum[..., : half // 2 + 1]
+    back = spectrum[..., half - half // 2 :].flip(-1).conj()  # bins half, half - 1, …
+    return torch.fft.irfft((front + back).mul_(math.sqrt(0.5)), n=half, norm="ortho")
+
+
+def _even_samples_adjoint(grad: Tensor, length: int) -> Tensor:
+    """The transpose of _even_samples after rfft: the spectrum of grad with a zero between any two samples."""
+    if length % 2:
+        spread = grad.new_zeros(*grad.shape[:-1], length)
+        spread[..., ::2] = grad
+        return torch.fft.rfft(spread, norm="ortho")
+    half = length // 2
+    spectrum = torch.fft.rfft(grad, norm="ortho").mul_(math.sqrt(0.5))
+    mirrored = spectrum[..., : half - half // 2].flip(-1).conj().resolve_conj()  # bins half // 2 + 1 … half
+    return torch.cat([spectrum, mirrored], -1)
+
+
+class ThresholdFilter(nn.Module):
+    """Keep every low frequency, and a high one only where its magnitude clears a learnable threshold.
+
+    x (B, N, L) real, N = segments * positions independent signals of length L -> (B, N, ceil(L / 2)): every second
+    sample of the filtered signals. Bins below cutoff = floor(COF * L + 1) are low. The threshold (segments, positions)
+    is on the scale of x (orthonormal FFT); a negative one lets everything through.
+
+    release: thresholds do not learn and start from N(0, 1) / sqrt(L), the authors' N(0, 1) for an unnormalised FFT.
+    """
+
+    def __init__(self, segments: int, positions: int, length: int, COF: float, release: bool = False) -> None:
+        super().__init__()
+        self.length, self.cutoff = length, min(int(COF * length + 1), length // 2 + 1)
+        start = (
+            torch.randn(segments, positions) / math.sqrt(length)
+            if release
+            else torch.full((segments, positions), START)
+        )
+        self.threshold = nn.Parameter(start, requires_grad=not release)
+        self.register_buffer("start", start.clone())  # to tell how far learning has moved the threshold
+        self.watch: list[Tensor] | None = None  # see filter_statistics
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
+            x = x if x.dtype == torch.float64 else x.float()
+            if self.watch is not None:
+                self.watch.append(self.removed(x))
+            return SpectralGate.apply(x, self.threshold.flatten().to(x.dtype), self.cutoff, WIDTH)
+
+    @torch.no_grad()
+    def removed(self, x: Tensor) -> Tensor:
+        """Fraction of the high-frequency bins of x (B, N, L) that the gate closes; a scalar on x's device."""
+        high = torch.fft.rfft(x, norm="ortho")[..., self.cutoff :]
+        closed = _power(high) < self.threshold.flatten().clamp(min=0).square().unsqueeze(-1)
+        return closed.float().mean() if closed.numel() else closed.new_zeros((), dtype=torch.float32)
+
+    def extra_repr(self) -> str:
+        bins = self.length // 2 + 1
+        return f"signals={tuple(self.threshold.shape)}, length={self.length}, low={self.cutoff} of {bins} bins"
+
+
+@contextmanager
+def filter_statistics(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Within, every ThresholdFilter of model notes the fraction of high bins it removes: {module name: [per call]}."""
+    filters = {name: m for name, m in model.named_modules() if isinstance(m, ThresholdFilter)}
+    notes: dict[str, list[Tensor]] = {name: [] for name in filters}
+    try:
+        for name, module in filters.items():
+            module.watch = notes[name]
+        yield notes
+    finally:
+        for module in filters.values():
+            module.watch = None
+
+
+class DFDU(nn.Module):
+    """Disentangle the dynamics along height and width, filter them, predict, and recombine.
+
+    x (B, H, W, c) -> (B, H, W, c); c must divide by segments. Paper: the right of Figure 1.
+    """
+
+    def __init__(
+        self, channels: int, height: int, width: int, segments: int, COF: float, release: bool = False
+    ) -> None:
+        super().__init__()
+        self.segments, self.depth = segments, channels // segments  # r, S
+        length_h, length_w = height * self.depth, width * self.depth
+        self.filter_h = ThresholdFilter(segments, width, length_h, COF, release)
+        self.filter_w = ThresholdFilter(segments, height, length_w, COF, release)
+        self.predict_h = nn.Linear((length_h + 1) // 2, length_h, bias=False)
+        self.predict_w = nn.Linear((length_w + 1) // 2, length_w, bias=False)
+        self.embed_h = nn.Linear(channels, channels, bias=False)
+        self.embed_w = nn.Linear(channels, channels, bias=False)
+        self.embed_x = nn.Linear(channels, channels, bias=False)
+
+    def decompose_h(self, x: Tensor) -> Tensor:
+        """(B, H, W, r*S) -> (B, r*W, H*S): a signal runs down one column, S channels at each row."""
+        return x.unflatten(-1, (self.segments, -1)).permute(0, 3, 2, 1, 4).flatten(3).flatten(1, 2)
+
+    def compose_h(self, signals: Tensor) -> Tensor:
+        """(B, r*W, H*S) -> (B, H, W, r*S), the inverse of decompose_h."""
+        planes = signals.unflatten(1, (self.segments, -1)).unflatten(-1, (-1, self.depth))  # (B, r, W, H, S)
+        return planes.permute(0, 3, 2, 1, 4).flatten(3)
+
+    def decompose_w(self, x: Tensor) -> Tensor:
+        """(B, H, W, r*S) -> (B, r*H, W*S): a signal runs along one row."""
+        return self.decompose_h(x.transpose(1, 2))
+
+    def compose_w(self, signals: Tensor) -> Tensor:
+        """(B, r*H, W*S) -> (B, H, W, r*S), the inverse of decompose_w."""
+        return self.compose_h(signals).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = self.decompose_h(x), self.decompose_w(x)
+        h = self.compose_h(h + self.predict_h(self.filter_h(h)))  # (B, H, W, c)
+        w = self.compose_w(w + self.predict_w(self.filter_w(w)))  # (B, H, W, c)
+        E_h = self.embed_h(h.mean(1, keepdim=True))  # (B, 1, W, c)
+        E_w = self.embed_w(w.mean(2, keepdim=True))  # (B, H, 1, c)
+        return h * E_w + w * E_h + self.embed_x(x) * (E_h + E_w)
