@@ -1,0 +1,87 @@
+"""load_data: the one door to every data set.
+
+A data set is a file API/<name>.py with a function dataset(split, *, data_root, in_shape, out_shape, seed, **options)
+and a preset of that name. Items are (past (T, C, H, W), future (T_out, C_out, H, W)), float32 in [0, 1]. It may
+have __getitems__(indices), which returns a batch of both at once. A data set with generated = True makes up its items:
+epoch e asks it for the numbers from e * len on.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from .presets import PRESETS
+
+SPLITS = ("train", "val", "test")
+
+
+class EpochBatches(Sampler):
+    """Lists of item indices, one a batch: a pure function of (seed, epoch), so that any epoch can be entered anywhere.
+
+    shuffle: training; whole batches only, in an order of its own each epoch. Set `epoch`, and `start` to skip that many
+    batches, before iterating. Of world_size processes each takes its rank's share of every batch.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, seed: int) -> None:
+        self.items, self.batch_size, self.shuffle, self.seed = len(dataset), batch_size, shuffle, seed
+        self.generated = getattr(dataset, "generated", False)
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return max(self.items // self.batch_size, 1) if self.shuffle else -(-self.items // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.items)
+        if self.shuffle and self.generated:
+            order += self.epoch * self.items  # new ones: there is nothing to shuffle
+        elif self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+        for batch in range(self.start, len(self)):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+
+def collate(items: list | tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch from __getitems__ is one already; single items are stacked."""
+    return items if isinstance(items, tuple) else tuple(default_collate(items))
+
+
+def load_data(
+    name: str,
+    *,
+    data_root: str = "data",
+    in_shape: Sequence[int],
+    out_shape: Sequence[int],
+    batch_size: int,
+    val_batch_size: int,
+    num_workers: int = 0,
+    seed: int = 1,
+    pin_memory: bool = False,
+    splits: Sequence[str] = SPLITS,
+    **options,
+) -> dict[str, DataLoader]:
+    """Loaders of the asked splits of data set `name`, by split; batches are (B, T, C, H, W), (B, T_out, C_out, H, W).
+
+    Raises: ValueError or FileNotFoundError in one line that names the flag or file and says what to do.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"--dataname {name}: unknown, choose from {', '.join(PRESETS)}")
+    module = import_module(f".{name}", __package__)
+    loaders = {}
+    for split in splits:
+        data = module.dataset(
+            split, data_root=data_root, in_shape=tuple(in_shape), out_shape=tuple(out_shape), seed=seed, **options
+        )
+        train = split == "train"
+        loaders[split] = DataLoader(
+            data,
+            batch_sampler=EpochBatches(data, batch_size if train else val_batch_size, train, seed),
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=train and num_workers > 0,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own: the global generator is left alone
+        )
+    return loaders

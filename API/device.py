@@ -1,0 +1,94 @@
+"""Where and how to compute: device, precision, seeds, and a line of progress."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+def choose_device(name: str, gpu: int = 0) -> torch.device:
+    """--device: auto takes a GPU where there is one. Raises ValueError where the asked one is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise ValueError(f"--device {name}: PyTorch finds none here; --device auto takes what there is")
+    if name == "cuda" and gpu >= torch.cuda.device_count():
+        raise ValueError(f"--gpu {gpu}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return torch.device(name, gpu) if name == "cuda" else torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """--precision: auto is bfloat16 where the hardware multiplies it natively, else float32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not public, absent from old versions
+    return "bf16" if device.type == "cpu" and native() else "fp32"
+
+
+class Machine:
+    """The device and precision of a run: moves batches there and opens the autocast context.
+
+    Making one seeds the random generators and sets PyTorch's backends.
+    """
+
+    def __init__(self, device: str, gpu: int, precision: str, seed: int, deterministic: bool) -> None:
+        self.device = choose_device(device, gpu)
+        self.precision = choose_precision(precision, self.device)
+        torch.manual_seed(seed)
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs
+            torch.use_deterministic_algorithms(True)
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where that is the precision, else nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def move(self, batch: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """The batch on the device, without waiting for the copy."""
+        return tuple(x.to(self.device, non_blocking=True) for x in batch)
+
+    def __str__(self) -> str:
+        return f"{self.device} in {self.precision}"
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every half minute, so that log files stay short.
+
+    Ask `due` after each step and call `show` when it says so: what is shown may need the device, which a step must not.
+    """
+
+    def __init__(self, steps: int, title: str) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.every = 0.5 if self.terminal else 30.0
+        self.steps, self.title, self.began = steps, title, time.monotonic()
+        self.last = self.began
+        self.bar = tqdm(total=steps, desc=title, leave=False, disable=not self.terminal, dynamic_ncols=True)
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last show."""
+        return time.monotonic() - self.last >= self.every
+
+    def show(self, step: int, text: str, sequences: int) -> None:
+        """Step `step` is done, and so many sequences."""
+        self.last = time.monotonic()
+        text = f"{text}  {sequences / (self.last - self.began):.1f} sequences/s"
+        if self.terminal:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        else:
+            left = (self.last - self.began) / step * (self.steps - step)
+            print(f"{self.title}  step {step}/{self.steps}  {text}  {left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.close()

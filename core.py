@@ -1,0 +1,348 @@
+"""Build, train, validate, test: what main.py's modes do. The loops receive what they use and return numbers."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace as Config
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from API import summary as costs
+from API import visualize
+from API.dataloader import load_data
+from API.device import Machine, Progress
+from API.evaluation import evaluate
+from API.metrics import Scores
+from API.recorder import (
+    Recorder,
+    load_checkpoint,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
+from DFDNet import DFDNet, infer_release_args, read_release
+from TemporalModule.dfdu import ThresholdFilter, filter_statistics
+from WFL import WeightedFrequencyLoss
+
+MODEL_FLAGS = (
+    "in_shape", "out_shape", "hid_S", "layer", "kernel_size", "COF", "groups", "layer_config", "release", "segments",
+)  # fmt: skip
+# What must not change under a run: the model, and all that its numbers hang on.
+RUN_FLAGS = (*MODEL_FLAGS, "dataname", "epochs", "lr", "batch_size", "seed")
+
+
+# Setting up ---------------------------------------------------------------------------------------------------------
+
+
+def build_model(config: Config) -> DFDNet:
+    """The model of the flags."""
+    return DFDNet(**{flag: getattr(config, flag) for flag in MODEL_FLAGS})
+
+
+def build_criterion(config: Config) -> WeightedFrequencyLoss:
+    """The loss for the frames that the model predicts."""
+    frames, _, height, width = config.out_shape
+    return WeightedFrequencyLoss(frames, height, width, config.release)
+
+
+def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> dict[str, DataLoader]:
+    """The data of the flags."""
+    return load_data(
+        config.dataname,
+        data_root=config.data_root,
+        in_shape=config.in_shape,
+        out_shape=config.out_shape,
+        batch_size=config.batch_size,
+        val_batch_size=config.val_batch_size,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        pin_memory=machine.device.type == "cuda",
+        splits=splits,
+    )
+
+
+def build_optimizer(
+    model: nn.Module, config: Config, steps_an_epoch: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam, and a one-cycle schedule over all steps of the run. The model is on its device already."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=parameters[0].device.type in ("cuda", "cpu"))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=config.lr, total_steps=config.epochs * steps_an_epoch, final_div_factor=1e4
+    )
+    return optimizer, scheduler
+
+
+def prepare(config: Config) -> Machine:
+    """The device and precision of the flags; the random generators are seeded."""
+    return Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic)
+
+
+def compile_blocks(model: DFDNet) -> None:
+    """Compile the DFDBs, which repeat, instead of the whole model; where that fails they run as they are."""
+    torch._dynamo.config.suppress_errors = True
+    for block in (block for stage in model.temporal.stages for block in stage):
+        block.compile()
+
+
+def settle_flags(defaults: Mapping, given: Mapping, checkpoint: str | None) -> tuple[Config, Mapping | None]:
+    """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
+
+    Raises ValueError where the checkpoint does not load, or is the authors' and --release is not given.
+    """
+    if checkpoint is None:
+        return Config(**{**defaults, **given}), None
+    state = load_checkpoint(Path(checkpoint))
+    if isinstance(state.get("config"), Mapping):
+        known = {flag: value for flag, value in state["config"].items() if flag in RUN_FLAGS}
+        return Config(**{**defaults, **known, **given}), state
+    if not given.get("release"):
+        raise ValueError(
+            f"{checkpoint}: holds no flags of ours; if it is one of the authors' checkpoints, add --release"
+        )
+    try:
+        inferred = infer_release_args(read_release(state))
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from None
+    return Config(**{**defaults, **inferred, **given}), state
+
+
+def load_weights(model: DFDNet, config: Config, state: Mapping, path: str) -> DFDNet:
+    """The model with a checkpoint's weights, ours or the authors'. Raises ValueError where they do not fit."""
+    try:
+        if "config" in state:
+            model.load_state_dict(state["model"])
+            return model
+        return DFDNet.from_release(state, **{flag: getattr(config, flag) for flag in MODEL_FLAGS})
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        reason = reason[1 if len(reason) > 1 else 0].strip()  # load_state_dict lists every name: the first will do
+        raise ValueError(f"{path}: does not fit the model of these flags: {reason}") from None
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def train(config: Config, state: Mapping | None = None) -> None:
+    """Train, validate every log_step epochs, then test the best checkpoint. state: of the checkpoint to resume from."""
+    machine = prepare(config)
+    model = build_model(config)  # before any file is touched: sizes that do not fit end here
+    criterion = build_criterion(config).to(machine.device)
+    loaders = build_loaders(config, machine, ("train", "val", "test"))
+    recorder = Recorder(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
+    if config.init:
+        model = load_weights(model, config, load_checkpoint(config.init), config.init)
+    model.to(machine.device)
+    optimizer, scheduler = build_optimizer(model, config, len(loaders["train"]))
+    epoch, best = 0, math.inf
+    if state is not None:
+        refuse_changed_flags(config, state)
+        load_weights(model, config, state, "--resume")
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        restore_random_states(state["random"])
+        epoch, best = state["epoch"], state["best"]
+        recorder.forget_after(epoch)
+    recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
+    if config.compile:
+        compile_blocks(model)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    run = f"{config.epochs - epoch} epochs of {len(loaders['train'])} steps of {config.batch_size}"
+    recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {run}, on {machine}: {recorder.folder}")
+    board = visualize.Board(recorder.folder)
+    while epoch < config.epochs:
+        loaders["train"].batch_sampler.epoch = epoch
+        epoch += 1
+        title = f"epoch {epoch}/{config.epochs}"
+        record = {"epoch": epoch} | train_one_epoch(
+            model, criterion, loaders["train"], optimizer, scheduler, machine, config.grad_clip, title
+        )
+        if checked := epoch % config.log_step == 0 or epoch == config.epochs:
+            scores, example = validate(model, criterion, loaders["val"], machine)
+            record |= scores
+            board.picture(epoch, *example)
+        recorder.epoch(record)
+        board.scalars(epoch, record)
+        recorder.log(f"{title}  {describe(record)}")
+        if checked:
+            is_best, best = record["val_mse"] < best, min(best, record["val_mse"])
+            kept = checkpoint(model, optimizer, scheduler, epoch, best, config)
+            if is_best:
+                save_checkpoint(recorder.checkpoints / "best.pth", kept)
+            save_checkpoint(recorder.checkpoints / "last.pth", kept)
+    board.close()
+    visualize.training_curves(recorder.history(), recorder.figures / "training.png")
+    path = recorder.checkpoints / "best.pth"
+    load_weights(model, config, load_checkpoint(path), str(path))
+    evaluate(model, loaders["test"], machine, recorder, **test_facts(config, path))
+
+
+def checkpoint(model, optimizer, scheduler, epoch: int, best: float, config: Config) -> dict:
+    """All that going on from here needs, as tensors and plain values."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "random": random_states(),
+        "epoch": epoch,
+        "best": best,
+        "config": vars(config),
+    }
+
+
+def refuse_changed_flags(config: Config, state: Mapping) -> None:
+    """Raise ValueError where a run would not go on as it began."""
+    for flag in RUN_FLAGS:
+        now, then = getattr(config, flag), state["config"].get(flag)
+        if now != then:
+            raise ValueError(f"--{flag} {now}: this run has {then}; leave it so to --resume, or take another --ex_name")
+
+
+def describe(record: Mapping) -> str:
+    """An epoch's numbers in a line."""
+    text = f"loss {record['train_loss']:.1f}  lr {record['lr']:.2g}  {record['sequences_per_second']:.1f} sequences/s"
+    if "val_mse" in record:
+        removed = " ".join(f"{stage['removed']:.1%}" for stage in record["filter"])
+        moved = " ".join(f"{stage['threshold_moved']:.3f}" for stage in record["filter"])
+        text += f"  validation loss {record['val_loss']:.1f} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
+        text += f"  filter, by stage: removed {removed}, thresholds moved {moved}"
+    return text
+
+
+def train_one_epoch(
+    model: nn.Module,
+    criterion: nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    machine: Machine,
+    grad_clip: float | None = None,
+    title: str = "training",
+) -> dict[str, float]:
+    """One pass: {"train_loss", "lr", "seconds", "sequences_per_second", "waiting" (share of time waiting for data)}.
+
+    Raises ValueError at a loss that is not finite, with its epoch and step.
+    """
+    model.train()
+    total = torch.zeros((), device=machine.device)
+    bad_step = torch.full(
+        (), -1, device=machine.device
+    )  # of the first loss that is not finite; read now and then, not each step
+    sequences, waited, began = 0, 0.0, time.perf_counter()
+    progress = Progress(len(loader), title)
+
+    def check() -> None:
+        if (step := int(bad_step)) >= 0:
+            raise ValueError(
+                f"{title}, step {step + 1}: the loss is not finite; lower --lr, set --grad_clip 1 or use --precision "
+                "fp32. The last good checkpoint is kept"
+            )
+
+    batches, step, mark = iter(loader), 0, time.perf_counter()
+    while (batch := next(batches, None)) is not None:
+        past, future = machine.move(batch)  # (B, T, C, H, W), (B, T_out, C_out, H, W)
+        waited += time.perf_counter() - mark
+        with machine.autocast():
+            predicted = model(past)
+        loss = criterion(predicted, future)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if grad_clip:
+            nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        optimizer.step()
+        scheduler.step()  # one-cycle: every step, not every epoch
+        loss = loss.detach()
+        total += loss
+        bad_step = torch.where((bad_step < 0) & ~loss.isfinite(), step, bad_step)
+        step += 1
+        sequences += len(past)
+        if progress.due():
+            check()
+            progress.show(step, f"loss {loss.item():.1f}  lr {scheduler.get_last_lr()[0]:.2g}", sequences)
+        mark = time.perf_counter()
+    progress.close()
+    check()
+    seconds = time.perf_counter() - began
+    return {
+        "train_loss": total.item() / step,
+        "lr": scheduler.get_last_lr()[0],
+        "seconds": seconds,
+        "sequences_per_second": sequences / seconds,
+        "waiting": waited / seconds,
+    }
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module,
+    criterion: nn.Module,
+    loader: DataLoader,
+    machine: Machine,
+) -> tuple[dict, tuple[Tensor, Tensor, Tensor]]:
+    """One pass over the validation set: ({"val_loss", "val_mse", …}, a sequence: past, future, predicted)."""
+    model.eval()
+    scores, total, count, example, removed = Scores(), torch.zeros((), device=machine.device), 0, None, {}
+    for batch in loader:
+        past, future = machine.move(batch)
+        if example is None:
+            with filter_statistics(model) as removed, machine.autocast():
+                predicted = model(past)
+            example = past[0], future[0], predicted[0]
+        else:
+            with machine.autocast():
+                predicted = model(past)
+        total += criterion(predicted, future) * len(past)
+        count += len(past)
+        scores.update(predicted, future)
+    record = {"val_loss": total.item() / count}
+    record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary().items()}
+    return record | {"filter": filter_report(model, removed)}, example
+
+
+def filter_report(model: nn.Module, removed: Mapping[str, list[Tensor]]) -> list[dict[str, float]]:
+    """Per temporal stage: the fraction of high-frequency bins removed, and how far the thresholds have moved."""
+    stages: dict[str, list[tuple[float, float]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ThresholdFilter):
+            moved = (module.threshold.detach() - module.start).abs().mean().item()
+            stage = name.partition("stages.")[2].partition(".")[0]
+            stages.setdefault(stage, []).append((torch.stack(removed[name]).mean().item(), moved))
+    means = {stage: np.mean(pairs, 0) for stage, pairs in stages.items()}
+    return [{"stage": int(s), "removed": float(r), "threshold_moved": float(m)} for s, (r, m) in means.items()]
+
+
+# Testing ------------------------------------------------------------------------------------------------------------
+
+
+def test(config: Config, state: Mapping) -> None:
+    """Score a checkpoint on the test set, beside copying the last frame and predicting black."""
+    machine = prepare(config)
+    model = load_weights(build_model(config), config, state, config.ckpt).to(machine.device)
+    loader = build_loaders(config, machine, ("test",))["test"]
+    recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
+    if config.compile:
+        compile_blocks(model)
+    evaluate(model, loader, machine, recorder, **test_facts(config, config.ckpt))
+
+
+def test_facts(config: Config, checkpoint: str | Path) -> dict:
+    """What test.json says besides the scores, and how much is kept."""
+    about = {"dataname": config.dataname, "checkpoint": str(checkpoint), "release": config.release}
+    return {"about": about, "save_predictions": config.save_predictions}
+
+
+def summary(config: Config) -> None:
+    """Print the model, and what it costs."""
+    model = build_model(config)
+    print(model)
+    print(
+        costs.table(
+            model,
+            costs.costs(lambda: build_model(config), config.in_shape, config.precision == "bf16"),
+            config.batch_size,
+        )
+    )

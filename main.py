@@ -1,0 +1,193 @@
+"""DFDNet on the command line: flags, presets, and one function of core.py a mode. `python main.py -h` explains them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from API.presets import PRESETS
+
+MODES = ("train", "test", "summary")
+DESCRIPTION = """\
+Train, test and examine DFDNet, which predicts the next frames of a video.
+
+  python main.py --dataname digits      try it: handwritten digits, no download, minutes
+  python main.py                        the paper's Moving MNIST run
+  python main.py test --ckpt FILE       score a checkpoint
+  python main.py summary                parameters, multiply-adds and memory
+
+Defaults are those of the chosen --dataname: `python main.py -h --dataname digits` shows the ones of digits."""
+
+
+DEFAULTS = dict(
+    mode="train",
+    data_root="data",
+    release=False,
+    grad_clip=None,
+    init=None,
+    res_dir="results",
+    ex_name=None,
+    resume=False,
+    overwrite=False,
+    seed=1,
+    device="auto",
+    gpu=0,
+    precision="auto",
+    compile=False,
+    deterministic=False,
+    ckpt=None,
+    save_predictions=0,
+)
+
+
+def positive(kind: type) -> type:
+    """An argparse type: a number above zero."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def not_negative(text: str) -> int:
+    """An argparse type: a whole number from zero on."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def build_parser(preset: dict) -> argparse.ArgumentParser:
+    """All flags, with the preset's values as defaults."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        formatter_class=lambda prog: HelpFormatter(prog, preset),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    whole, real, switch = positive(int), positive(float), argparse.BooleanOptionalAction
+    parser.add_argument("mode", nargs="?", choices=MODES, default="train", help="what to do")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataname", choices=PRESETS, help="data set, and with it the defaults")
+    data.add_argument("--data_root", help="folder that holds the data sets")
+    data.add_argument("--in_shape", type=whole, nargs=4, metavar=("T", "C", "H", "W"), help="frames given to the model")
+    data.add_argument("--out_shape", type=whole, nargs=4, metavar=("T", "C", "H", "W"), help="frames asked of it")
+    data.add_argument("--batch_size", type=whole, help="sequences a training step")
+    data.add_argument("--val_batch_size", type=whole, help="sequences at once in validation and test")
+    data.add_argument("--num_workers", type=not_negative, help="processes that load data; 0: the training process")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--hid_S", type=whole, help="features a frame, D")
+    model.add_argument(
+        "--layer", type=whole, help="depth of the spatial encoder and decoder; every second layer halves"
+    )
+    model.add_argument("--kernel_size", type=whole, nargs="+", help="of the encoder's layers, one number each")
+    model.add_argument(
+        "--layer_config", type=not_negative, nargs="+", help="DFDBs of the temporal stages, one number each"
+    )
+    model.add_argument("--groups", type=whole, help="a DFDB works on T * hid_S / groups channels")
+    model.add_argument("--COF", type=float, help="cut-off frequency, of the signal length; the filter acts above it")
+    model.add_argument(
+        "--segments", type=whole, nargs=2, metavar=("R1", "R2"), help="channel segments of a DFDB's branches"
+    )
+    model.add_argument("--release", action=switch, help="compute what the authors' code does, see README")
+
+    optim = parser.add_argument_group("optimisation")
+    optim.add_argument("--epochs", type=whole, help="passes over the training data")
+    optim.add_argument("--lr", type=real, help="peak of the one-cycle schedule of Adam")
+    optim.add_argument("--grad_clip", type=real, help="largest norm of the gradient (default: no clipping)")
+    optim.add_argument("--init", metavar="FILE", help="start from a checkpoint's weights, ours or the authors'")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--res_dir", help="folder of all results")
+    run.add_argument("--ex_name", help="name of this run, its folder in res_dir (default: the data set's name)")
+    run.add_argument("--resume", action=switch, help="go on with the run ex_name")
+    run.add_argument("--overwrite", action=switch, help="start the run ex_name anew, its checkpoints are lost")
+    run.add_argument("--log_step", type=whole, help="epochs between validations, each with a checkpoint")
+    run.add_argument("--seed", type=not_negative, help="of weights and training data")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="where to compute")
+    run.add_argument("--gpu", type=not_negative, help="which GPU, counted from 0")
+    run.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        help="auto: bf16 where the hardware has it; FFT and loss stay fp32",
+    )
+    run.add_argument("--amp", dest="precision", action="store_const", const="bf16", help="short for --precision bf16")
+    run.add_argument("--compile", action=switch, help="compile the DFDBs")
+    run.add_argument("--deterministic", action=switch, help="the same bits every time, also on a GPU; slower")
+
+    test = parser.add_argument_group("test")
+    test.add_argument("--ckpt", metavar="FILE", help="checkpoint to test; its own flags are the defaults")
+    test.add_argument("--save_predictions", type=not_negative, metavar="N", help="write N sequences to predictions.npz")
+    return parser
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the preset's values, which argparse does not know: a flag left out leaves no trace in the namespace."""
+
+    def __init__(self, prog: str, preset: dict) -> None:
+        super().__init__(prog)
+        self.preset = preset
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        value = self.preset.get(action.dest)
+        if value is None or action.const is not None:
+            return action.help
+        return f"{action.help} (default: {' '.join(map(str, value)) if isinstance(value, list) else value})"
+
+
+def parse(argv: Sequence[str]) -> tuple[dict, dict]:
+    """(defaults of the chosen preset, flags that were given)."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--dataname", default="mmnist")
+    name = first.parse_known_args(argv)[0].dataname
+    defaults = DEFAULTS | PRESETS.get(name, {}) | {"dataname": name}
+    return defaults, vars(build_parser(defaults).parse_args(argv))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, settle the flags, call the mode's function."""
+    defaults, given = parse(argv)
+    import core  # after parsing: PyTorch takes seconds to load, and -h should not
+
+    mode = given["mode"]
+    name = given.get("ex_name") or given.get("dataname", defaults["dataname"])
+    checkpoint = given.get("ckpt")
+    if mode == "train" and given.get("resume"):
+        checkpoint = Path(given.get("res_dir", defaults["res_dir"])) / name / "checkpoints" / "last.pth"
+        if not checkpoint.is_file():
+            raise ValueError(f"--resume: there is no {checkpoint} to go on from; leave --resume out to start")
+    if mode == "test" and not checkpoint:
+        raise ValueError("test needs --ckpt FILE, such as results/digits/checkpoints/best.pth")
+    config, state = core.settle_flags(defaults, given, checkpoint)
+    config.ex_name = given.get("ex_name") or config.dataname
+    if mode == "summary":
+        core.summary(config)
+    elif mode == "test":
+        core.test(config, state)
+    else:
+        core.train(config, state)
+
+
+def main() -> int:
+    """Exit code 0, 2 after the user's mistake with one line about it, 130 after an interrupt."""
+    try:
+        run(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        if os.environ.get("DFDNET_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Tiny data on disk, a tiny model, and the release's numbers where they are at hand."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "release_tiny.pt"
+TINY = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), hid_S=8, layer_config=(1, 4, 0, 1))
+# The same on the command line, with a data set that needs no files.
+TINY_FLAGS = "--dataname digits --in_shape 4 1 32 32 --out_shape 4 1 32 32 --hid_S 8 --layer_config 1 1 1 1".split()
+
+
+@pytest.fixture(autouse=True)
+def _repeatable():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the models here are too small to share among cores
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    """The release's weights, inputs and outputs of a small configuration."""
+    if not GOLDEN.exists():
+        pytest.skip("the release's numbers are not beside this checkout")
+    return torch.load(GOLDEN, weights_only=True)
+
+
+def idx_file(path: Path, images: np.ndarray, magic: int = 2051) -> Path:
+    """MNIST's format: a gzipped IDX file."""
+    header = np.array([magic, *images.shape], dtype=">i4").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wb") as file:
+        file.write(header + images.astype(np.uint8).tobytes())
+    return path
+
+
+@pytest.fixture
+def mnist_root(tmp_path) -> Path:
+    """A --data_root with both Moving MNIST files, small."""
+    rng = np.random.default_rng(0)
+    idx_file(tmp_path / "moving_mnist/train-images-idx3-ubyte.gz", rng.integers(0, 256, (60, 28, 28)))
+    np.save(tmp_path / "moving_mnist/mnist_test_seq.npy", rng.integers(0, 256, (20, 6, 64, 64)).astype(np.uint8))
+    return tmp_path

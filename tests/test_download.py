@@ -1,0 +1,121 @@
+"""data/moving_mnist/download_mmnist.sh against a server on loopback."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "data/moving_mnist/download_mmnist.sh"
+FILES = {"train-images-idx3-ubyte.gz": os.urandom(50_000), "mnist_test_seq.npy": os.urandom(200_000)}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """/good serves whole files and ranges, /broken answers 404, /wrong other bytes, /short cuts the connection."""
+
+    def do_GET(self) -> None:
+        _, mirror, name = self.path.split("/")
+        self.server.asked.append((mirror, name, self.headers.get("Range")))
+        data = FILES.get(name)
+        if mirror == "broken" or data is None:
+            self.send_error(404)
+            return
+        if mirror == "wrong":
+            data = bytes(len(data))
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if start >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start : len(data) // 2] if mirror == "short" else data[start:])
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(params=["curl", "wget"])
+def download(request, server, tmp_path):
+    """Run a copy of the script against mirrors of the server, with one of the two tools only."""
+    if not shutil.which(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in (request.param, "md5sum", "md5", "bash", "cut", "dirname", "mv", "rm"):
+        if path := shutil.which(tool):
+            (tools / tool).symlink_to(path)
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    shutil.copy(SCRIPT, folder)
+    base = f"http://127.0.0.1:{server.server_port}"
+
+    def run(*mirrors: str) -> subprocess.CompletedProcess:
+        addresses = " ".join(f"{base}/{mirror}" for mirror in mirrors)
+        sums = [hashlib.md5(data).hexdigest() for data in FILES.values()]
+        environment = dict(PATH=str(tools), no_proxy="127.0.0.1", NO_PROXY="127.0.0.1")
+        environment |= dict(MNIST_MIRRORS=addresses, MMNIST_MIRRORS=addresses, MNIST_MD5=sums[0], MMNIST_MD5=sums[1])
+        command = ["bash", str(folder / SCRIPT.name)]
+        return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=120)
+
+    run.folder = folder
+    return run
+
+
+def complete(folder: Path) -> bool:
+    return all((folder / name).read_bytes() == data for name, data in FILES.items())
+
+
+def test_all_files_arrive_whole_and_a_second_run_asks_for_nothing(download, server):
+    assert download("good").returncode == 0
+    assert complete(download.folder)
+    server.asked.clear()
+    assert download("good").returncode == 0
+    assert server.asked == []
+    assert not list(download.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("first", ["broken", "wrong"])
+def test_a_bad_mirror_is_passed_over(download, first):
+    assert download(first, "good").returncode == 0
+    assert complete(download.folder)
+
+
+def test_a_cut_connection_leaves_no_half_file_and_the_next_run_goes_on_from_there(download, server):
+    result = download("short")
+    assert result.returncode == 1
+    assert "error:" in result.stderr
+    assert not any((download.folder / name).exists() for name in FILES)
+    server.asked.clear()
+    assert download("good").returncode == 0
+    assert complete(download.folder)
+    assert all(asked_range and asked_range != "bytes=0-" for _, _, asked_range in server.asked)
+
+
+def test_wrong_bytes_everywhere_end_in_an_error_and_no_file(download):
+    result = download("wrong")
+    assert result.returncode == 1
+    assert "md5" in result.stderr
+    assert [p.name for p in download.folder.iterdir()] == [SCRIPT.name]
+
+
+def test_a_damaged_file_is_fetched_again(download):
+    (download.folder / "mnist_test_seq.npy").write_bytes(b"damaged")
+    assert download("good").returncode == 0
+    assert complete(download.folder)
