@@ -127,7 +127,7 @@ class DFDNet(nn.Module):
         """T frames -> the next T frames: (B, T, C, H, W) -> (B, T, C_out, H, W)."""
         B = past.shape[0]
         e = self.encoder(past.flatten(0, 1))  # [(B*T, D, H_i, W_i)]
-        m = self.temporal([e_i.view(B, self.T * self.D, *e_i.shape[2:]) for e_i in e])  # [(B, P, H_i, W_i)]
+        m = self.temporal([e_i.reshape(B, self.T * self.D, *e_i.shape[2:]) for e_i in e])  # [(B, P, H_i, W_i)]
         frames = self.decoder([m_i.reshape(B * self.T, self.D, *m_i.shape[2:]) for m_i in m])
         return frames.unflatten(0, (B, self.T))
 

@@ -24,7 +24,7 @@ from API.recorder import (
     restore_random_states,
     save_checkpoint,
 )
-from DFDNet import DFDNet, infer_release_args, read_release
+from DFDNet import DFDNet, check_sizes, infer_release_args, read_release
 from TemporalModule.dfdu import ThresholdFilter, filter_statistics
 from WFL import WeightedFrequencyLoss
 
@@ -33,6 +33,9 @@ MODEL_FLAGS = (
 )  # fmt: skip
 # What must not change under a run: the model, and all that its numbers hang on.
 RUN_FLAGS = (*MODEL_FLAGS, "dataname", "epochs", "lr", "batch_size", "seed")
+
+# What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
+CALL_FLAGS = ("mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions")
 
 
 # Setting up ---------------------------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def settle_flags(defaults: Mapping, given: Mapping, checkpoint: str | None) -> t
         return Config(**{**defaults, **given}), None
     state = load_checkpoint(Path(checkpoint))
     if isinstance(state.get("config"), Mapping):
-        known = {flag: value for flag, value in state["config"].items() if flag in RUN_FLAGS}
+        known = {flag: value for flag, value in state["config"].items() if flag in defaults and flag not in CALL_FLAGS}
         return Config(**{**defaults, **known, **given}), state
     if not given.get("release"):
         raise ValueError(
@@ -130,9 +133,10 @@ def load_weights(model: DFDNet, config: Config, state: Mapping, path: str) -> DF
 def train(config: Config, state: Mapping | None = None) -> None:
     """Train, validate every log_step epochs, then test the best checkpoint. state: of the checkpoint to resume from."""
     machine = prepare(config)
-    model = build_model(config)  # before any file is touched: sizes that do not fit end here
+    check_sizes(**{flag: getattr(config, flag) for flag in MODEL_FLAGS if flag != "release"})
+    loaders = build_loaders(config, machine, ("train", "val", "test"))  # all: a missing test set shows up now
+    model = build_model(config)
     criterion = build_criterion(config).to(machine.device)
-    loaders = build_loaders(config, machine, ("train", "val", "test"))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
     if config.init:
         model = load_weights(model, config, load_checkpoint(config.init), config.init)

@@ -31,14 +31,14 @@ def read_idx_images(path: Path) -> np.ndarray:
             count, rows, columns = (int(n) for n in header[1:])
             if not (0 < rows <= 1024 and 0 < columns <= 1024 and 0 < count <= 10_000_000):
                 raise ValueError(f"{path}: its header claims {count} images of {rows}x{columns}: {HELP}")
-            data = file.read(count * rows * columns)
+            data = file.read(count * rows * columns + 1)  # one more: reading to the end checks the sum
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a sound gzip file ({error}): {HELP}") from None
     except EOFError:
         raise ValueError(f"{path}: cut short: {HELP}") from None
     if len(data) != count * rows * columns:
         raise ValueError(
-            f"{path}: holds {len(data)} bytes of images where its header says {count * rows * columns}: {HELP}"
+            f"{path}: does not hold the {count} images of {rows}x{columns} that its header announces: {HELP}"
         )
     return np.frombuffer(data, np.uint8).reshape(count, rows, columns)
 

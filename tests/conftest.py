@@ -10,7 +10,10 @@ import torch
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "release_tiny.pt"
 TINY = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), hid_S=8, layer_config=(1, 4, 0, 1))
 # The same on the command line, with a data set that needs no files.
-TINY_FLAGS = "--dataname digits --in_shape 4 1 32 32 --out_shape 4 1 32 32 --hid_S 8 --layer_config 1 1 1 1".split()
+TINY_FLAGS = [
+    "--dataname", "digits", "--in_shape", "4", "1", "32", "32", "--out_shape", "4", "1", "32", "32",
+    "--hid_S", "8", "--layer_config", "1", "1", "1", "1",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,207 @@
+"""The loops, through main.run as a user starts them: small, on the CPU, in this process."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_FLAGS
+from PIL import Image
+
+import core
+import main
+from API import digits
+from API.evaluation import copy_last
+from API.recorder import load_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def _few_sequences(monkeypatch):
+    monkeypatch.setattr(digits, "SEQUENCES", {"train": 12, "val": 4, "test": 7})
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """main.run with tiny flags, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags: str, mode: str = "train") -> None:
+        tiny = [*TINY_FLAGS, "--batch_size", "4", "--val_batch_size", "3", "--precision", "fp32", "--device", "cpu"]
+        main.run([mode, *(tiny if mode == "train" else ["--device", "cpu"]), *flags])
+
+    run.folder = tmp_path / "results"
+    return run
+
+
+def test_a_run_trains_validates_tests_and_leaves_everything_behind(start):
+    start("--epochs", "2", "--save_predictions", "5")
+    run = start.folder / "digits"
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+    pictures = {f"figures/{name}.{kind}" for name in ("best", "median", "worst") for kind in ("png", "gif")}
+    assert names == pictures | {
+        "config.json", "log.txt", "metrics.jsonl", "test.json", "predictions.npz", "checkpoints/last.pth",
+        "checkpoints/best.pth", "figures/training.png", "figures/frames.png",
+    }  # fmt: skip
+    assert list((run / "tensorboard").iterdir())
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2]
+    for record in records:
+        assert {"train_loss", "val_loss", "val_mse", "val_ssim", "lr", "sequences_per_second"} <= set(record)
+        assert [stage["stage"] for stage in record["filter"]] == [0, 1, 2, 3]
+        assert all(0 < stage["removed"] < 1 and stage["threshold_moved"] > 0 for stage in record["filter"])
+    test = json.loads((run / "test.json").read_text())
+    assert test["sequences"] == 7
+    assert len(test["model"]["mse"]["per_frame"]) == 4
+    assert json.loads((run / "config.json").read_text())["flags"]["hid_S"] == 8
+    assert Image.open(run / "figures/median.png").size[0] > 300
+
+
+def test_test_json_holds_what_the_predictions_say(start):
+    start("--epochs", "1", "--save_predictions", "7")
+    test = json.loads((start.folder / "digits/test.json").read_text())
+    saved = np.load(start.folder / "digits/predictions.npz")
+    past, future, predicted = (saved[name].astype(np.float64) for name in ("past", "future", "predicted"))
+    assert future.shape == (7, 4, 1, 32, 32)
+    mse = {"model": predicted, "black": 0 * future, "copy_last": past[:, -1:].repeat(4, 1)}
+    for name, frames in mse.items():
+        errors = ((frames - future) ** 2).sum((2, 3, 4))
+        assert test[name]["mse"]["mean"] == pytest.approx(errors.mean(), rel=1e-5)
+        assert test[name]["mse"]["per_frame"] == pytest.approx(errors.mean(0).tolist(), rel=1e-5)
+
+
+def test_test_mode_rebuilds_the_model_from_the_checkpoint_alone(start):
+    start("--epochs", "1")
+    run = start.folder / "digits"
+    first = json.loads((run / "test.json").read_text())
+    start("--ckpt", str(run / "checkpoints/best.pth"), "--ex_name", "again", mode="test")
+    again = json.loads((start.folder / "again/test.json").read_text())
+    assert again["model"]["mse"]["mean"] == pytest.approx(first["model"]["mse"]["mean"], rel=1e-6)
+    start(
+        "--ckpt",
+        str(run / "checkpoints/best.pth"),
+        "--ex_name",
+        "longer",
+        "--out_shape",
+        "9",
+        "1",
+        "32",
+        "32",
+        mode="test",
+    )
+    longer = json.loads((start.folder / "longer/test.json").read_text())
+    assert len(longer["model"]["mse"]["per_frame"]) == 9
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(start, monkeypatch):
+    start("--epochs", "3", "--ex_name", "whole")
+    validate, calls = core.validate, []
+
+    def killed_after_the_first(*args):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return validate(*args)
+
+    monkeypatch.setattr(core, "validate", killed_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        start("--epochs", "3", "--ex_name", "parts")
+    monkeypatch.setattr(core, "validate", validate)
+    assert load_checkpoint(start.folder / "parts/checkpoints/last.pth")["epoch"] == 1
+    main.run(["--resume", "--ex_name", "parts", "--device", "cpu"])  # the other flags are the checkpoint's
+    whole, parts = (load_checkpoint(start.folder / name / "checkpoints/last.pth") for name in ("whole", "parts"))
+    for key in ("model", "optimizer", "scheduler", "random", "epoch", "best"):
+        assert same(whole[key], parts[key]), key
+    losses = [
+        [json.loads(line)["train_loss"] for line in (start.folder / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+def test_resuming_with_other_model_flags_is_refused(start):
+    start("--epochs", "1")
+    with pytest.raises(ValueError, match="--hid_S 16: this run has 8"):
+        main.run(["--dataname", "digits", "--resume", "--hid_S", "16", "--device", "cpu"])
+
+
+def test_a_second_run_of_the_same_name_is_refused_and_overwrite_allows_it(start):
+    start("--epochs", "1")
+    before = (start.folder / "digits/checkpoints/last.pth").read_bytes()
+    with pytest.raises(ValueError, match="--overwrite"):
+        start("--epochs", "1")
+    assert (start.folder / "digits/checkpoints/last.pth").read_bytes() == before
+    start("--epochs", "1", "--overwrite", "--seed", "2")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(start, monkeypatch):
+    calls = []
+    step = torch.optim.Adam.step
+
+    def explode(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 4:  # the first step of the second epoch
+            self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", explode)
+    with pytest.raises(ValueError, match=r"epoch 2/3, step 2: the loss is not finite; lower --lr") as error:
+        start("--epochs", "3")
+    assert "\n" not in str(error.value)
+    kept = load_checkpoint(start.folder / "digits/checkpoints/last.pth")
+    assert kept["epoch"] == 1
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_copy_last_repeats_the_newest_frame():
+    past, future = torch.rand(2, 3, 1, 4, 4), torch.zeros(2, 5, 1, 4, 4)
+    assert torch.equal(copy_last(past, future), past[:, [2] * 5])
+    assert copy_last(torch.rand(2, 3, 5, 4, 4), torch.zeros(2, 5, 2, 4, 4)).shape == (2, 5, 2, 4, 4)
+
+
+def test_a_step_lowers_the_loss_and_bfloat16_is_close_to_float32(start):
+    start("--epochs", "2", "--ex_name", "fp32")
+    start("--epochs", "2", "--ex_name", "bf16", "--precision", "bf16")
+    losses = {}
+    for name in ("fp32", "bf16"):
+        lines = (start.folder / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["train_loss"] for line in lines]
+    assert losses["fp32"][1] < losses["fp32"][0]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
+def test_a_release_checkpoint_is_tested_and_can_start_a_run(start, golden, tmp_path):
+    torch.save({"net": golden["state_dict"]}, tmp_path / "theirs.pth")
+    start("--release", "--ckpt", "theirs.pth", "--dataname", "digits", "--ex_name", "theirs", mode="test")
+    test = json.loads((start.folder / "theirs/test.json").read_text())
+    assert test["release"]
+    assert len(test["model"]["mse"]["per_frame"]) == 4
+    with pytest.raises(ValueError, match="add --release"):
+        start("--ckpt", "theirs.pth", mode="test")
+    frames = ["4", "1", "64", "64"]
+    flags = [
+        "--init",
+        "theirs.pth",
+        "--in_shape",
+        *frames,
+        "--out_shape",
+        *frames,
+        "--layer_config",
+        "1",
+        "4",
+        "2",
+        "4",
+    ]
+    start(*flags, "--epochs", "1", "--ex_name", "started")
+    record = json.loads((start.folder / "started/metrics.jsonl").read_text())
+    assert all(stage["threshold_moved"] > 0 for stage in record["filter"])

@@ -1,0 +1,127 @@
+"""The command line as a user meets it: `python main.py …` in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_FLAGS
+
+import main
+from API.presets import PRESETS
+
+REPO = Path(__file__).parents[1]
+
+
+def command(*flags: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    env = {name: value for name, value in os.environ.items() if name != "DISPLAY"} | environment
+    return subprocess.run(
+        [sys.executable, str(REPO / "main.py"), *flags], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_help_needs_no_torch_and_shows_the_values_of_the_preset(tmp_path):
+    result = command("-h", "--dataname", "digits", cwd=tmp_path, COLUMNS="200")
+    assert result.returncode == 0
+    for flag, value in PRESETS["digits"].items():
+        shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        assert f"--{flag} " in result.stdout
+        assert f"(default: {shown})" in result.stdout
+
+
+def test_every_flag_has_help_and_a_default():
+    parser = main.build_parser({})
+    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
+    assert all(action.help for action in flags.values())
+    known = set(main.DEFAULTS) | set(PRESETS["mmnist"]) | {"dataname"}
+    assert set(flags) == known
+
+
+def test_an_explicit_flag_wins_over_the_preset():
+    defaults, given = main.parse(["--dataname", "digits", "--lr", "0.5"])
+    assert defaults["hid_S"] == PRESETS["digits"]["hid_S"]
+    assert {**defaults, **given}["lr"] == 0.5
+
+
+def test_the_default_is_the_paper_s_recipe():
+    defaults, given = main.parse([])
+    assert given == {"mode": "train"}
+    recipe = dict(
+        dataname="mmnist", lr=0.01, batch_size=16, epochs=2000, seed=1, in_shape=[10, 1, 64, 64], hid_S=64, layer=4,
+        out_shape=[10, 1, 64, 64], kernel_size=[3, 3, 3, 3], layer_config=[1, 8, 2, 8], groups=2, COF=0.3125,
+    )  # fmt: skip
+    assert defaults | recipe == defaults
+
+
+def test_without_the_data_one_line_says_how_to_get_it(tmp_path):
+    result = command(cwd=tmp_path)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    for words in ("train-images-idx3-ubyte.gz", "bash data/moving_mnist/download_mmnist.sh", "--dataname digits"):
+        assert words in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+MISTAKES = {
+    "test without a checkpoint": (["test"], "--ckpt"),
+    "missing checkpoint": (["test", "--ckpt", "none.pth"], "none.pth"),
+    "text for a checkpoint": (["test", "--ckpt", "text.pth"], "text.pth"),
+    "checkpoint of something else": (["test", "--ckpt", "other.pth"], "other.pth"),
+    "release checkpoint of something else": (["test", "--release", "--ckpt", "other.pth"], "other.pth"),
+    "flags that do not fit": ([*TINY_FLAGS, "--groups", "3"], "--groups"),
+    "odd frame size": (["--dataname", "digits", "--in_shape", "10", "1", "65", "64"], "--in_shape"),
+    "resume without a run": ([*TINY_FLAGS, "--resume"], "--resume"),
+    "results in a file": ([*TINY_FLAGS, "--res_dir", "text.pth"], "--res_dir"),
+    "no such GPU": (
+        [*TINY_FLAGS, "--device", "cuda", "--gpu", "99"],
+        "cuda" if not torch.cuda.is_available() else "99",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_in_one_line_and_code_2(mistake, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pth")
+    flags, words = MISTAKES[mistake]
+    monkeypatch.setattr(sys, "argv", ["main.py", *flags])
+    assert main.main() == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert error.startswith("error: ")
+    assert words in error
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dataname", "nonsense"], "nonsense"),
+        (["--batch_size", "0"], "--batch_size"),
+        (["--epochs", "-1"], "--epochs"),
+        (["--lr", "0"], "--lr"),
+        (["--lr", "nan"], "--lr"),
+        (["--num_workers", "-1"], "--num_workers"),
+        (["--in_shape", "10", "1", "64"], "--in_shape"),
+        (["--epoch=3"], "--epoch"),  # no guessing of abbreviations
+        (["dance"], "dance"),
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense_are_refused_by_name(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.parse(flags)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_summary_counts_the_paper_s_model(tmp_path):
+    result = command("summary", "--precision", "fp32", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "149,145,513" in result.stdout
+    assert "49.09 G" in result.stdout
+    for box in ("(encoder)", "(temporal)", "(decoder)", "(branch_r1)", "(stau)", "(dfdu)"):
+        assert box in result.stdout
