@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from API import summary as costs
 from API import visualize
-from API.dataloader import load_data
+from API.dataloader import SPLITS, load_data
 from API.device import Machine, Progress
 from API.evaluation import evaluate
 from API.metrics import Scores
@@ -24,6 +24,7 @@ from API.recorder import (
     restore_random_states,
     save_checkpoint,
 )
+from API.report import report
 from DFDNet import DFDNet, check_sizes, infer_release_args, read_release
 from TemporalModule.dfdu import ThresholdFilter, filter_statistics
 from WFL import WeightedFrequencyLoss
@@ -32,8 +33,10 @@ MODEL_FLAGS = (
     "in_shape", "out_shape", "hid_S", "layer", "kernel_size", "COF", "groups", "layer_config", "release", "segments",
 )  # fmt: skip
 # What must not change under a run: the model, and all that its numbers hang on.
-RUN_FLAGS = (*MODEL_FLAGS, "dataname", "epochs", "lr", "batch_size", "seed")
+RUN_FLAGS = (*MODEL_FLAGS, "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by")
 
+# Passed on to the data set.
+DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = ("mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions")
 
@@ -65,6 +68,7 @@ def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> 
         seed=config.seed,
         pin_memory=machine.device.type == "cuda",
         splits=splits,
+        **{flag: getattr(config, flag) for flag in DATA_FLAGS},
     )
 
 
@@ -337,6 +341,18 @@ def test_facts(config: Config, checkpoint: str | Path) -> dict:
     """What test.json says besides the scores, and how much is kept."""
     about = {"dataname": config.dataname, "checkpoint": str(checkpoint), "release": config.release}
     return {"about": about, "save_predictions": config.save_predictions}
+
+
+def data(config: Config) -> None:
+    """Read the data set as training would, say what is in it, and draw samples."""
+    machine = prepare(config)
+    config.skip_bad = True  # the report names them all
+    loaders = build_loaders(config, machine, SPLITS)
+    recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
+    recorder.log(report(config.dataname, {split: loader.dataset for split, loader in loaders.items()}))
+    path = recorder.figures / "data.png"
+    visualize.contact_sheet({split: loader.dataset for split, loader in loaders.items()}, path)
+    recorder.log(f"samples of each split: {path}")
 
 
 def summary(config: Config) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from API.presets import PRESETS
 
-MODES = ("train", "test", "summary")
+MODES = ("train", "test", "data", "summary")
 DESCRIPTION = """\
 Train, test and examine DFDNet, which predicts the next frames of a video.
 
   python main.py --dataname digits      try it: handwritten digits, no download, minutes
   python main.py                        the paper's Moving MNIST run
   python main.py test --ckpt FILE       score a checkpoint
+  python main.py data --dataname kth    read a data set, say what is in it and whether its splits overlap
   python main.py summary                parameters, multiply-adds and memory
 
 Defaults are those of the chosen --dataname: `python main.py -h --dataname digits` shows the ones of digits."""
@@ -23,6 +24,14 @@ Defaults are those of the chosen --dataname: `python main.py -h --dataname digit
 DEFAULTS = dict(
     mode="train",
     data_root="data",
+    cache_dir=None,
+    no_cache=False,
+    skip_bad=False,
+    resize=None,
+    stride=None,
+    split_by=None,
+    yuv_size=None,
+    yuv_depth=None,
     release=False,
     grad_clip=None,
     init=None,
@@ -80,6 +89,27 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
     data.add_argument("--batch_size", type=whole, help="sequences a training step")
     data.add_argument("--val_batch_size", type=whole, help="sequences at once in validation and test")
     data.add_argument("--num_workers", type=not_negative, help="processes that load data; 0: the training process")
+    data.add_argument("--cache_dir", help="folder for decoded videos (default: .cache in data_root)")
+    data.add_argument("--no_cache", action="store_true", help="decode videos anew each time they are read; slow")
+    data.add_argument("--skip_bad", action="store_true", help="go on without clips that cannot be read, and say which")
+    data.add_argument("--stride", type=whole, help="frames between the starts of windows (default: a window's length)")
+    data.add_argument(
+        "--resize",
+        choices=("crop", "stretch"),
+        help="cut or distort other aspect ratios (default: video crop, else stretch)",
+    )
+    data.add_argument(
+        "--split",
+        dest="split_by",
+        choices=("list", "subject"),
+        help="human: published lists, which leak, or by subject",
+    )
+    data.add_argument(
+        "--yuv_size", type=whole, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name"
+    )
+    data.add_argument(
+        "--yuv_depth", type=int, choices=(8, 10), help="bits of raw YUV (default: 10 if its name says so)"
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument("--hid_S", type=whole, help="features a frame, D")
@@ -168,6 +198,8 @@ def run(argv: Sequence[str]) -> None:
     config.ex_name = given.get("ex_name") or config.dataname
     if mode == "summary":
         core.summary(config)
+    elif mode == "data":
+        core.data(config)
     elif mode == "test":
         core.test(config, state)
     else:

@@ -33,4 +33,59 @@ PRESETS = {
         epochs=2,
         lr=0.005,
     ),
+    # The others: frames of 128 and 256 pixels have feature maps of 64 and 128, where `segments` or `hid_S` keep the
+    # signals, and with them the MLPs, near the length that they have on Moving MNIST (2560 and 1280).
+    "kth": _MMNIST
+    | dict(
+        batch_size=4,
+        val_batch_size=4,
+        in_shape=[10, 1, 128, 128],
+        out_shape=[20, 1, 128, 128],
+        hid_S=32,
+        layer_config=[1, 4, 2, 4],
+        epochs=100,
+        lr=0.005,
+    ),
+    "human": _MMNIST
+    | dict(
+        batch_size=8,
+        val_batch_size=8,
+        in_shape=[4, 3, 256, 256],
+        out_shape=[4, 3, 256, 256],
+        layer_config=[1, 4, 2, 4],
+        segments=[8, 16],
+        epochs=50,
+        lr=0.005,
+    ),
+    "sjtu4k": _MMNIST
+    | dict(
+        batch_size=4,
+        val_batch_size=4,
+        in_shape=[4, 3, 256, 448],
+        out_shape=[4, 3, 256, 448],
+        layer_config=[1, 4, 2, 4],
+        segments=[8, 16],
+        epochs=200,
+        lr=0.005,
+    ),
+    "taxibj": _MMNIST
+    | dict(
+        in_shape=[4, 2, 32, 32],
+        out_shape=[4, 2, 32, 32],
+        layer_config=[1, 4, 2, 4],
+        segments=[1, 2],
+        epochs=50,
+        lr=0.005,
+    ),
+    "video": _MMNIST
+    | dict(
+        batch_size=4,
+        val_batch_size=4,
+        in_shape=[10, 3, 128, 128],
+        out_shape=[10, 3, 128, 128],
+        hid_S=32,
+        layer_config=[1, 4, 2, 4],
+        epochs=100,
+        lr=0.005,
+    ),
 }

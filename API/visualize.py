@@ -125,6 +125,27 @@ def frame_curves(results: Mapping[str, Mapping], path: Path) -> None:
     save_figure(figure, path)
 
 
+def contact_sheet(datasets: Mapping[str, Sequence], path: Path, samples: int = 4) -> None:
+    """For every split a few windows, evenly spaced, one a line: past frames, then future frames."""
+    lines = []
+    for split, data in datasets.items():
+        for index in np.linspace(0, len(data) - 1, min(samples, len(data))).astype(int):
+            past, future = (x.numpy() for x in data[int(index)])
+            lines.append((f"{split} {index}", [as_image(frame) for frame in (*past, *future)], len(past)))
+    columns = max(len(images) for _, images, _ in lines)
+    figure = Figure(figsize=(columns * 0.7 + 1, len(lines) * 0.75))
+    axes = figure.subplots(len(lines), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.1))
+    for (name, images, T), line in zip(lines, axes):
+        for column, axis in enumerate(line):
+            axis.set(xticks=[], yticks=[])
+            axis.set_axis_off()
+            if column < len(images):
+                axis.imshow(images[column], interpolation="nearest")
+                axis.set_title(f"{column - T + 1:+d}".replace("+0", "0"), fontsize=6, pad=1)
+        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
+    save_figure(figure, path)
+
+
 class Board:
     """TensorBoard: every number of an epoch, and a picture of a prediction."""
 

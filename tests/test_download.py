@@ -1,17 +1,33 @@
 """data/moving_mnist/download_mmnist.sh against a server on loopback."""
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "data/moving_mnist/download_mmnist.sh"
+KTH_SCRIPT = Path(__file__).parents[1] / "data/kth/download_kth.sh"
 FILES = {"train-images-idx3-ubyte.gz": os.urandom(50_000), "mnist_test_seq.npy": os.urandom(200_000)}
+
+
+def kth_archive(action: str, videos: int) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for k in range(videos):
+            archive.writestr(f"person{k % 25 + 1:02d}_{action}_d{k // 25 + 1}_uncomp.avi", os.urandom(50))
+    return data.getvalue()
+
+
+ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
+KTH_FILES = {f"{action}.zip": kth_archive(action, 99 if action == "handclapping" else 100) for action in ACTIONS}
+KTH_FILES["00sequences.txt"] = b"person01_boxing_d1\tframes\t1-95\nperson25_walking_d4\tframes\t1-95\n"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -20,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         _, mirror, name = self.path.split("/")
         self.server.asked.append((mirror, name, self.headers.get("Range")))
-        data = FILES.get(name)
+        data = (FILES | KTH_FILES).get(name)
         if mirror == "broken" or data is None:
             self.send_error(404)
             return
@@ -58,20 +74,37 @@ def download(request, server, tmp_path):
         pytest.skip(f"{request.param} is not installed")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in (request.param, "md5sum", "md5", "bash", "cut", "dirname", "mv", "rm"):
+    for tool in (
+        request.param,
+        "md5sum",
+        "md5",
+        "bash",
+        "cut",
+        "dirname",
+        "mv",
+        "rm",
+        "unzip",
+        "grep",
+        "find",
+        "wc",
+        "mkdir",
+    ):
         if path := shutil.which(tool):
             (tools / tool).symlink_to(path)
-    folder = tmp_path / "a folder"
-    folder.mkdir()
+    folder = tmp_path / "a folder" / "here"
+    folder.mkdir(parents=True)
     shutil.copy(SCRIPT, folder)
+    shutil.copy(KTH_SCRIPT, folder)
+    shutil.copy(SCRIPT.parents[1] / "fetch.sh", folder.parent)
     base = f"http://127.0.0.1:{server.server_port}"
 
-    def run(*mirrors: str) -> subprocess.CompletedProcess:
+    def run(*mirrors: str, script: Path = SCRIPT) -> subprocess.CompletedProcess:
         addresses = " ".join(f"{base}/{mirror}" for mirror in mirrors)
         sums = [hashlib.md5(data).hexdigest() for data in FILES.values()]
         environment = dict(PATH=str(tools), no_proxy="127.0.0.1", NO_PROXY="127.0.0.1")
         environment |= dict(MNIST_MIRRORS=addresses, MMNIST_MIRRORS=addresses, MNIST_MD5=sums[0], MMNIST_MD5=sums[1])
-        command = ["bash", str(folder / SCRIPT.name)]
+        environment |= dict(KTH_MIRRORS=addresses)
+        command = ["bash", str(folder / script.name)]
         return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=120)
 
     run.folder = folder
@@ -112,10 +145,27 @@ def test_wrong_bytes_everywhere_end_in_an_error_and_no_file(download):
     result = download("wrong")
     assert result.returncode == 1
     assert "md5" in result.stderr
-    assert [p.name for p in download.folder.iterdir()] == [SCRIPT.name]
+    assert {p.name for p in download.folder.iterdir()} == {SCRIPT.name, KTH_SCRIPT.name}
 
 
 def test_a_damaged_file_is_fetched_again(download):
     (download.folder / "mnist_test_seq.npy").write_bytes(b"damaged")
     assert download("good").returncode == 0
     assert complete(download.folder)
+
+
+def test_all_kth_archives_arrive_and_are_unpacked_once(download, server):
+    if not shutil.which("unzip"):
+        pytest.skip("unzip is not installed")
+    assert download("short", script=KTH_SCRIPT).returncode == 1
+    assert not any((download.folder / action).exists() for action in ACTIONS)
+    result = download("broken", "wrong", "good", script=KTH_SCRIPT)
+    assert result.returncode == 0, result.stderr
+    for action in ACTIONS:
+        assert len(list((download.folder / action).glob("person*_uncomp.avi"))) == (
+            99 if action == "handclapping" else 100
+        )
+    assert not list(download.folder.glob("*.zip*"))
+    server.asked.clear()
+    assert download("good", script=KTH_SCRIPT).returncode == 0
+    assert server.asked == []

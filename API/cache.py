@@ -1,0 +1,190 @@
+"""Clips decoded once: uint8 arrays (frames, C, H, W) on disk, memory-mapped, so that a window is one slice."""
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .clips import BadClip, Clip, fit, read_frames
+
+HEADER = 128  # bytes; numpy's own header for such arrays has this length
+
+
+class ClipCache:
+    """Opens clips as (frames, C, H, W) uint8 arrays of one size.
+
+    folder: where decoded clips are kept, or None to decode anew each time and keep the newest few in memory. A cached
+    clip is named after its source's paths, sizes and dates, so a changed source is decoded again; it is written under
+    another name and renamed, so it is never seen half-written, also when two processes decode it at once.
+    """
+
+    MEMORY = 2**28  # bytes of decoded clips kept in memory without a folder
+
+    def __init__(self, folder: Path | None, shape: tuple[int, int, int], resize: str = "stretch") -> None:
+        self.folder, self.shape, self.resize = folder, shape, resize
+        self.kept: dict[str, np.ndarray] = {}
+
+    def path(self, clip: Clip) -> Path:
+        """Where the decoded clip is kept."""
+        key = hashlib.sha256(f"{clip.fingerprint()} {self.shape} {self.resize}".encode()).hexdigest()[:32]
+        return self.folder / f"{key}.npy"
+
+    def open(self, clip: Clip) -> np.ndarray:
+        """The clip's frames. Raises BadClip, naming the file, where it cannot be read."""
+        if clip.name in self.kept:
+            return self.kept[clip.name]
+        try:
+            if self.folder is None:
+                frames = np.stack(list(self.decode(clip)))
+                while self.kept and sum(a.nbytes for a in self.kept.values()) + frames.nbytes > self.MEMORY:
+                    del self.kept[next(iter(self.kept))]
+            else:
+                path = self.path(clip)
+                if not path.exists():
+                    self.build(clip, path)
+                frames = np.load(path, mmap_mode="r", allow_pickle=False)
+        except OSError as error:
+            raise BadClip(f"{error.filename or clip.path}: {error.strerror or error}") from None
+        self.kept[clip.name] = frames
+        return frames
+
+    def decode(self, clip: Clip):
+        """(C, H, W) uint8, frame by frame."""
+        for frame in read_frames(clip):
+            yield fit(frame, self.shape, self.resize, clip.path)
+
+    def build(self, clip: Clip, path: Path) -> None:
+        """Decode a clip to path, one frame in memory at a time."""
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(bytes(HEADER))
+                count = 0
+                for frame in self.decode(clip):
+                    file.write(frame.data)
+                    count += 1
+                if count == 0:
+                    raise BadClip(f"{clip.path}: holds no frames")
+                file.seek(0)
+                file.write(self.header(count))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            if error.filename is None or Path(error.filename) in (partial, path.parent):
+                reason = error.strerror or error
+                raise ValueError(
+                    f"--cache_dir {self.folder}: cannot keep decoded frames there ({reason}); "
+                    "give another folder, or --no_cache"
+                ) from None
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def header(self, count: int) -> bytes:
+        """The npy header of `count` frames."""
+        data = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            data, {"descr": "|u1", "fortran_order": False, "shape": (count, *self.shape)}
+        )
+        assert len(data.getvalue()) == HEADER
+        return data.getvalue()
+
+
+def open_all(
+    cache: ClipCache, clips: Sequence[Clip], skip_bad: bool, title: str
+) -> tuple[list[Clip], list[int], list[str]]:
+    """Decode what is not cached yet: (readable clips, their numbers of frames, why others were skipped).
+
+    Raises BadClip for the first unreadable clip, unless skip_bad.
+    """
+    good, lengths, skipped = [], [], []
+    quiet = not sys.stderr.isatty()
+    for clip in tqdm(clips, desc=f"decoding {title}", unit="clip", leave=False, disable=quiet, delay=1):
+        try:
+            lengths.append(len(cache.open(clip)))
+            good.append(clip)
+        except BadClip as error:
+            if not skip_bad:
+                raise BadClip(f"{error}; --skip_bad goes on without it") from None
+            skipped.append(str(error))
+    if not good:
+        raise ValueError(f"{title}: none of its {len(clips)} clips can be read, the first because {skipped[0]}")
+    return good, lengths, skipped
+
+
+class ClipWindows(Dataset):
+    """index -> (past (T, C, H, W), future (T_out, C, H, W)), float32 in [0, 1].
+
+    windows: (N, 1 + T + T_out): a clip's number, and the positions of the window's frames in it.
+    """
+
+    generated = False
+
+    def __init__(
+        self, cache: ClipCache, clips: Sequence[Clip], windows: np.ndarray, T: int, skipped: Sequence[str] = ()
+    ) -> None:
+        self.cache, self.clips, self.windows, self.T, self.skipped = cache, clips, windows, T, list(skipped)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        past, future = self.__getitems__([index])
+        return past[0], future[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch at once: (B, T, C, H, W), (B, T_out, C, H, W)."""
+        frames = np.empty((len(indices), self.windows.shape[1] - 1, *self.cache.shape), np.uint8)
+        for row, window in zip(frames, self.windows[indices]):
+            clip, first, last = window[0], window[1], window[-1]
+            video = self.cache.open(self.clips[clip])
+            row[:] = video[first : last + 1] if last - first == len(row) - 1 else video[window[1:]]
+        batch = torch.from_numpy(frames) / 255
+        return batch[:, : self.T], batch[:, self.T :]
+
+    def sources(self, index: int) -> tuple[str, list]:
+        """(the clip, its frames) of a window: what it has in common with other windows."""
+        window = self.windows[index]
+        clip = self.clips[window[0]]
+        return clip.name, [clip.images[p].name if clip.images else int(p) for p in window[1:]]
+
+
+def slide(clip: int, frames: int, length: int, stride: int, first: int = 0) -> list[list[int]]:
+    """Rows for ClipWindows: windows of `length` consecutive frames among `frames` from `first` on, every `stride`."""
+    return [[clip, *range(first + start, first + start + length)] for start in range(0, frames - length + 1, stride)]
+
+
+def sliding_windows(
+    cache: ClipCache, clips: Sequence[Clip], T: int, T_out: int, stride: int, skip_bad: bool, title: str
+) -> ClipWindows:
+    """Windows over whole clips. A clip shorter than one window is as bad as an unreadable one."""
+    good, lengths, skipped = open_all(cache, clips, skip_bad, title)
+    kept, windows = [], []
+    for clip, frames in zip(good, lengths):
+        if frames < T + T_out:
+            message = f"{clip.path}: has {frames} frames, a window takes {T} + {T_out} (--in_shape, --out_shape)"
+            if not skip_bad:
+                raise BadClip(f"{message}; --skip_bad goes on without it")
+            skipped.append(message)
+            continue
+        windows += slide(len(kept), frames, T + T_out, stride)
+        kept.append(clip)
+    if not windows:
+        raise ValueError(f"{title}: no clip is long enough for a window of {T} + {T_out} frames")
+    return ClipWindows(cache, kept, np.array(windows, np.int32), T, skipped)
+
+
+def cache_of(data_root: str | Path, options: dict, in_shape: Sequence[int], resize: str) -> ClipCache:
+    """The cache of the flags: --cache_dir, else .cache in data_root; none with --no_cache."""
+    folder = None if options.get("no_cache") else Path(options.get("cache_dir") or Path(data_root) / ".cache")
+    return ClipCache(folder, tuple(in_shape[1:]), options.get("resize") or resize)
