@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,10 +153,10 @@ class ClipWindows(Dataset):
         return batch[:, : self.T], batch[:, self.T :]
 
     def sources(self, index: int) -> tuple[str, list]:
-        """(the clip, its frames) of a window: what it has in common with other windows."""
+        """(the clip, names of its frames) of a window; equal names are equal frames, in whatever split."""
         window = self.windows[index]
         clip = self.clips[window[0]]
-        return clip.name, [clip.images[p].name if clip.images else int(p) for p in window[1:]]
+        return clip.name, [clip.images[p].as_posix() if clip.images else (clip.name, int(p)) for p in window[1:]]
 
 
 def slide(clip: int, frames: int, length: int, stride: int, first: int = 0) -> list[list[int]]:
@@ -165,22 +165,33 @@ def slide(clip: int, frames: int, length: int, stride: int, first: int = 0) -> l
 
 
 def sliding_windows(
-    cache: ClipCache, clips: Sequence[Clip], T: int, T_out: int, stride: int, skip_bad: bool, title: str
+    cache: ClipCache,
+    clips: Sequence[Clip],
+    T: int,
+    T_out: int,
+    stride: int,
+    skip_bad: bool,
+    title: str,
+    select: Callable[[list[Clip]], list[Clip]] = list,
 ) -> ClipWindows:
-    """Windows over whole clips. A clip shorter than one window is as bad as an unreadable one."""
+    """Windows over those whole clips that `select` takes of the usable ones.
+
+    A clip shorter than one window is as bad as an unreadable one.
+    """
     good, lengths, skipped = open_all(cache, clips, skip_bad, title)
-    kept, windows = [], []
+    long = {}
     for clip, frames in zip(good, lengths):
         if frames < T + T_out:
             message = f"{clip.path}: has {frames} frames, a window takes {T} + {T_out} (--in_shape, --out_shape)"
             if not skip_bad:
                 raise BadClip(f"{message}; --skip_bad goes on without it")
             skipped.append(message)
-            continue
-        windows += slide(len(kept), frames, T + T_out, stride)
-        kept.append(clip)
-    if not windows:
+        else:
+            long[clip] = frames
+    if not long:
         raise ValueError(f"{title}: no clip is long enough for a window of {T} + {T_out} frames")
+    kept = select(list(long))
+    windows = [row for k, clip in enumerate(kept) for row in slide(k, long[clip], T + T_out, stride)]
     return ClipWindows(cache, kept, np.array(windows, np.int32), T, skipped)
 
 

@@ -1,6 +1,7 @@
 """Any video -> frames: video files, GIFs, folders of images, npy arrays, raw YUV; decoded one frame at a time."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 YUV = ".yuv"
 MOST_PIXELS = 2**26  # of one frame, twice 8K: a header that claims more is damaged or hostile
 
-cv2.setLogLevel(0)  # what is wrong with a file is said once, by us
+# What is wrong with a file is said once, by us.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class BadClip(ValueError):
@@ -54,9 +57,15 @@ def natural(path: Path) -> list[tuple]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
 
 
+def hidden(path: Path) -> bool:
+    """Whether a path below the data set's folder leads into hidden files or folders, such as the cache's."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def images_in(folder: Path) -> tuple[Path, ...]:
     """The image files right in a folder, in order."""
-    return tuple(sorted((p for p in folder.iterdir() if p.suffix.lower() in IMAGES), key=natural))
+    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    return tuple(sorted(images, key=natural))
 
 
 def find_clips(folder: Path, yuv_size: Sequence[int] | None = None, yuv_depth: int | None = None) -> list[Clip]:
@@ -67,13 +76,12 @@ def find_clips(folder: Path, yuv_size: Sequence[int] | None = None, yuv_depth: i
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: --data_root must hold the data set there")
     clips = []
-    for place in sorted(
-        (folder, *(p for p in folder.rglob("*") if p.is_dir())), key=lambda p: (p.parts[:-1], natural(p))
-    ):
+    places = [p for p in folder.rglob("*") if p.is_dir() and not hidden(p.relative_to(folder))]
+    for place in (folder, *sorted(places, key=lambda p: [natural(part) for part in (*reversed(p.parents), p)])):
         if images := images_in(place):
             clips.append(Clip(place, place.relative_to(folder).as_posix(), images))
         for path in sorted(place.iterdir(), key=natural):
-            kind = path.suffix.lower()
+            kind = "" if path.name.startswith(".") else path.suffix.lower()
             if kind in (*VIDEOS, ".gif", ".npy") and path.is_file():
                 clips.append(Clip(path, path.relative_to(folder).as_posix()))
             elif kind == YUV:

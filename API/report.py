@@ -27,7 +27,8 @@ def report(name: str, datasets: Mapping[str, Dataset]) -> str:
         values = f"mean {np.mean(means):.3f}, range {low:.3f} to {high:.3f}"
         read = "" if len(some) == len(data) else f" in {len(some)} of them"
         lines.append(f"  {split:<6}{source}{len(data):,} {kind} of {T}+{T_out} frames {C}x{H}x{W}, {values}{read}")
-    lines += [f"  cannot be read: {reason}" for data in datasets.values() for reason in getattr(data, "skipped", ())]
+    skipped = dict.fromkeys(reason for data in datasets.values() for reason in getattr(data, "skipped", ()))
+    lines += [f"  left out: {reason}" for reason in skipped]
     return "\n".join([*lines, *overlaps(datasets)])
 
 
@@ -40,8 +41,8 @@ def overlaps(datasets: Mapping[str, Dataset]) -> list[str]:
         sources = [data.sources(i) for i in range(len(data))]
         seen[split] = {
             "files": {file for file, _ in sources},
-            "windows": {(file, *frames) for file, frames in sources},
-            "frames": {(file, frame) for file, frames in sources for frame in frames},
+            "windows": {tuple(frames) for _, frames in sources},
+            "frames": {frame for _, frames in sources for frame in frames},
         }
     lines = []
     for a, b in combinations(seen, 2):

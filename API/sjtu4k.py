@@ -15,7 +15,7 @@ SPLIT = Path(__file__).parents[1] / "data/sjtu4k/split.txt"
 def plain(name: str) -> str:
     """A clip's name without case, spaces, size and file type: 'Bund_Nightscape_3840x2160.yuv' -> 'bundnightscape'."""
     stem = re.sub(r"\.\w{2,4}$", "", name.lower())
-    return re.sub(r"\d{3,4}x\d{3,4}.*|[^a-z]", "", stem)
+    return re.sub(r"\d{2,5}x\d{2,5}.*|[^a-z]", "", stem)
 
 
 def read_split(path: Path = SPLIT) -> dict[str, str]:

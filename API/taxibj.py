@@ -48,7 +48,7 @@ class Flows(Dataset):
         return batch[:, : self.T], batch[:, self.T :]
 
     def sources(self, index: int) -> tuple[str, list]:
-        """(the file, what its frames hold) of a window: frames with the same content are the same."""
+        """(the part of the data, names of its frames) of a window; frames of equal content have equal names."""
         return self.name, [hash(self.frames[i].tobytes()) for i in self.windows[index]]
 
 
@@ -92,7 +92,7 @@ def from_npz(path: Path, split: str, T: int, T_out: int) -> Flows:
         sequences = sequences[cut:] if split == "val" else sequences[: max(1, cut - gap)]
     frames = ((sequences + 1) / 2).clip(0, 1).reshape(-1, 2, 32, 32)
     windows = np.arange(len(frames)).reshape(-1, T + T_out)
-    return Flows(frames, windows, T, path.name)
+    return Flows(frames, windows, T, f"{path.name}, {split}")
 
 
 def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +146,7 @@ def from_h5(root: Path, split: str, T: int, T_out: int) -> Flows:
     windows = first[whole][:, None] + np.arange(length)
     if len(windows) == 0:
         raise ValueError(f"{root}: the {split} part has no {length} half hours in a row (--in_shape, --out_shape)")
-    return Flows((frames / frames[train_side].max()).clip(0, 1), windows, T, f"{YEARS[0]}-{YEARS[-1]}")
+    return Flows((frames / frames[train_side].max()).clip(0, 1), windows, T, f"{YEARS[0]}-{YEARS[-1]}, {split}")
 
 
 def dataset(split, *, data_root, in_shape, out_shape, seed, **_) -> Flows:

@@ -30,10 +30,11 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
     T, T_out = in_shape[0], out_shape[0]
     return sliding_windows(
         cache_of(data_root, options, in_shape, "crop"),
-        split_clips(clips, seed)[split],
+        clips,
         T,
         T_out,
         options.get("stride") or T + T_out,
         options.get("skip_bad", False),
-        f"{split} clips of {data_root}",
+        f"clips of {data_root}",
+        lambda usable: split_clips(usable, seed)[split],
     )
