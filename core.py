@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace as Config
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from API import summary as costs
 from API import visualize
+from API.compare import compare as side_by_side
 from API.dataloader import SPLITS, load_data
 from API.device import Machine, Progress
 from API.evaluation import evaluate
+from API.lpips import find_lpips
 from API.metrics import Scores
 from API.recorder import (
     Recorder,
+    describe_epoch,
     load_checkpoint,
     random_states,
     restore_random_states,
@@ -26,7 +28,7 @@ from API.recorder import (
 )
 from API.report import report
 from DFDNet import DFDNet, check_sizes, infer_release_args, read_release
-from TemporalModule.dfdu import ThresholdFilter, filter_statistics
+from TemporalModule.watch import filter_report, filter_statistics
 from WFL import WeightedFrequencyLoss
 
 MODEL_FLAGS = (
@@ -38,7 +40,10 @@ RUN_FLAGS = (*MODEL_FLAGS, "dataname", "epochs", "lr", "batch_size", "seed", "re
 # Passed on to the data set.
 DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
-CALL_FLAGS = ("mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions")
+CALL_FLAGS = (
+    "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
+    "protocol", "lpips", "lpips_weights",
+)  # fmt: skip
 
 
 # Setting up ---------------------------------------------------------------------------------------------------------
@@ -175,7 +180,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
             board.picture(epoch, *example)
         recorder.epoch(record)
         board.scalars(epoch, record)
-        recorder.log(f"{title}  {describe(record)}")
+        recorder.log(f"{title}  {describe_epoch(record)}")
         if checked:
             is_best, best = record["val_mse"] < best, min(best, record["val_mse"])
             kept = checkpoint(model, optimizer, scheduler, epoch, best, config)
@@ -186,7 +191,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     visualize.training_curves(recorder.history(), recorder.figures / "training.png")
     path = recorder.checkpoints / "best.pth"
     load_weights(model, config, load_checkpoint(path), str(path))
-    evaluate(model, loaders["test"], machine, recorder, **test_facts(config, path))
+    evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine, path))
 
 
 def checkpoint(model, optimizer, scheduler, epoch: int, best: float, config: Config) -> dict:
@@ -208,17 +213,6 @@ def refuse_changed_flags(config: Config, state: Mapping) -> None:
         now, then = getattr(config, flag), state["config"].get(flag)
         if now != then:
             raise ValueError(f"--{flag} {now}: this run has {then}; leave it so to --resume, or take another --ex_name")
-
-
-def describe(record: Mapping) -> str:
-    """An epoch's numbers in a line."""
-    text = f"loss {record['train_loss']:.1f}  lr {record['lr']:.2g}  {record['sequences_per_second']:.1f} sequences/s"
-    if "val_mse" in record:
-        removed = " ".join(f"{stage['removed']:.1%}" for stage in record["filter"])
-        moved = " ".join(f"{stage['threshold_moved']:.3f}" for stage in record["filter"])
-        text += f"  validation loss {record['val_loss']:.1f} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
-        text += f"  filter, by stage: removed {removed}, thresholds moved {moved}"
-    return text
 
 
 def train_one_epoch(
@@ -307,20 +301,8 @@ def validate(
         count += len(past)
         scores.update(predicted, future)
     record = {"val_loss": total.item() / count}
-    record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary().items()}
+    record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary()["strict"].items()}
     return record | {"filter": filter_report(model, removed)}, example
-
-
-def filter_report(model: nn.Module, removed: Mapping[str, list[Tensor]]) -> list[dict[str, float]]:
-    """Per temporal stage: the fraction of high-frequency bins removed, and how far the thresholds have moved."""
-    stages: dict[str, list[tuple[float, float]]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, ThresholdFilter):
-            moved = (module.threshold.detach() - module.start).abs().mean().item()
-            stage = name.partition("stages.")[2].partition(".")[0]
-            stages.setdefault(stage, []).append((torch.stack(removed[name]).mean().item(), moved))
-    means = {stage: np.mean(pairs, 0) for stage, pairs in stages.items()}
-    return [{"stage": int(s), "removed": float(r), "threshold_moved": float(m)} for s, (r, m) in means.items()]
 
 
 # Testing ------------------------------------------------------------------------------------------------------------
@@ -334,13 +316,25 @@ def test(config: Config, state: Mapping) -> None:
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     if config.compile:
         compile_blocks(model)
-    evaluate(model, loader, machine, recorder, **test_facts(config, config.ckpt))
+    evaluate(model, loader, machine, recorder, **test_options(config, machine, config.ckpt))
 
 
-def test_facts(config: Config, checkpoint: str | Path) -> dict:
-    """What test.json says besides the scores, and how much is kept."""
+def test_options(config: Config, machine: Machine, checkpoint: str | Path) -> dict:
+    """What evaluate measures, keeps, and says about it."""
     about = {"dataname": config.dataname, "checkpoint": str(checkpoint), "release": config.release}
-    return {"about": about, "save_predictions": config.save_predictions}
+    return {
+        "about": about,
+        "protocols": config.protocol,
+        "lpips": find_lpips(config.lpips, config.lpips_weights, machine.device),
+        "save_predictions": config.save_predictions,
+    }
+
+
+def compare(config: Config) -> None:
+    """Put runs side by side."""
+    folder = Path(config.res_dir) / (config.ex_name or "comparison")
+    print(side_by_side(config.runs, config.protocol, folder))
+    print(f"comparison.md, comparison.csv and pictures: {folder}")
 
 
 def data(config: Config) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from API.presets import PRESETS
 
-MODES = ("train", "test", "data", "summary")
+MODES = ("train", "test", "compare", "data", "summary")
 DESCRIPTION = """\
 Train, test and examine DFDNet, which predicts the next frames of a video.
 
   python main.py --dataname digits      try it: handwritten digits, no download, minutes
   python main.py                        the paper's Moving MNIST run
   python main.py test --ckpt FILE       score a checkpoint
+  python main.py compare RUN RUN …      tested runs, or anyone's predictions, side by side
   python main.py data --dataname kth    read a data set, say what is in it and whether its splits overlap
   python main.py summary                parameters, multiply-adds and memory
 
@@ -47,6 +48,9 @@ DEFAULTS = dict(
     deterministic=False,
     ckpt=None,
     save_predictions=0,
+    protocol=["strict"],
+    lpips=False,
+    lpips_weights=None,
 )
 
 
@@ -80,6 +84,9 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
     )
     whole, real, switch = positive(int), positive(float), argparse.BooleanOptionalAction
     parser.add_argument("mode", nargs="?", choices=MODES, default="train", help="what to do")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", default=[], help="for compare: run folders, or npz files of predictions"
+    )
 
     data = parser.add_argument_group("data")
     data.add_argument("--dataname", choices=PRESETS, help="data set, and with it the defaults")
@@ -153,6 +160,11 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
 
     test = parser.add_argument_group("test")
     test.add_argument("--ckpt", metavar="FILE", help="checkpoint to test; its own flags are the defaults")
+    test.add_argument(
+        "--protocol", nargs="+", choices=("strict", "openstl", "release"), help="conventions of the metrics, see README"
+    )
+    test.add_argument("--lpips", action=switch, help="measure LPIPS too, with AlexNet's weights from torch's hub cache")
+    test.add_argument("--lpips_weights", metavar="FILE", help="… or from this file")
     test.add_argument("--save_predictions", type=not_negative, metavar="N", help="write N sequences to predictions.npz")
     return parser
 
@@ -195,9 +207,16 @@ def run(argv: Sequence[str]) -> None:
     if mode == "test" and not checkpoint:
         raise ValueError("test needs --ckpt FILE, such as results/digits/checkpoints/best.pth")
     config, state = core.settle_flags(defaults, given, checkpoint)
-    config.ex_name = given.get("ex_name") or config.dataname
+    if mode != "compare":
+        if config.runs:
+            raise ValueError(f"{config.runs[0]}: only compare takes runs; did you forget a flag before it?")
+        config.ex_name = given.get("ex_name") or config.dataname
+    elif not config.runs:
+        raise ValueError("compare needs at least one RUN, such as results/digits")
     if mode == "summary":
         core.summary(config)
+    elif mode == "compare":
+        core.compare(config)
     elif mode == "data":
         core.data(config)
     elif mode == "test":

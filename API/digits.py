@@ -8,7 +8,7 @@ from .moving import TEST, TRAIN, VAL, MovingDigits
 SIDE = 28
 # Digit images per split, no image in two. Sequences per pass (a training pass is an epoch).
 IMAGES = {"train": 1397, "val": 200, "test": 200}
-SEQUENCES = {"train": 1600, "val": 100, "test": 500}
+SEQUENCES = {"train": 600, "val": 100, "test": 500}
 
 
 def digit_images(split: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Scoring a model, any model, on a test set beside baselines that have learned nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 from . import visualize
 from .device import Machine, Progress
 from .metrics import Scores
-from .recorder import Recorder, write_json, write_predictions
+from .recorder import Recorder, write_arrays, write_json
+
+BASELINES = {}  # name -> function (past, future's shape) -> frames; filled below
 
 
 @torch.no_grad()
@@ -20,40 +22,42 @@ def evaluate(
     machine: Machine,
     recorder: Recorder,
     about: Mapping,
+    protocols: Sequence[str] = ("strict",),
+    lpips: Callable | None = None,
     save_predictions: int = 0,
 ) -> dict:
-    """Stream over a test set and score model beside the baselines; write test.json, figures and predictions.
+    """Stream over a test set and score model beside the baselines, under every protocol.
 
-    about: what test.json says besides. Returns its content. Keeps no frames but the save_predictions ones.
+    Writes test.json (about, and {protocol: {"model" or baseline: {metric: …}}}), scores.npz (the numbers of every
+    sequence and frame), predictions.npz of save_predictions sequences, and figures. Returns test.json's content.
     """
     model.eval()
-    scores = {name: Scores() for name in ("model", "copy_last", "black")}
+    scores = {name: Scores(protocols, lpips) for name in ("model", *BASELINES)}
     keep, progress, done = [], Progress(len(loader), "test"), 0
     for step, batch in enumerate(loader, 1):
         past, future = machine.move(batch)
         with machine.autocast():
             predicted = model(past)
         scores["model"].update(predicted, future)
-        scores["copy_last"].update(copy_last(past, future), future)
-        scores["black"].update(torch.zeros_like(future), future)
+        for name, baseline in BASELINES.items():
+            scores[name].update(baseline(past, future), future)
         if done < save_predictions:
             keep.append([x[: save_predictions - done].float().cpu() for x in (past, future, predicted)])
         done += len(past)
         if progress.due():
             progress.show(step, "", done)
     progress.close()
-    results = {name: score.summary() for name, score in scores.items()}
-    content = {
-        **about,
-        "protocol": scores["model"].protocol,
-        "sequences": done,
-        **results,
-    }
+    summaries = {name: score.summary() for name, score in scores.items()}
+    results = {protocol: {name: summaries[name][protocol] for name in summaries} for protocol in protocols}
+    content = {**about, "sequences": done, **results}
     write_json(recorder.folder / "test.json", content)
+    arrays = {f"{name}/{m}": v.float().numpy() for name, score in scores.items() for m, v in score.values().items()}
+    write_arrays(recorder.folder / "scores.npz", **arrays)
     if keep:
-        write_predictions(recorder.folder / "predictions.npz", *(torch.cat(parts).numpy() for parts in zip(*keep)))
+        past, future, predicted = (torch.cat(parts).numpy() for parts in zip(*keep))
+        write_arrays(recorder.folder / "predictions.npz", past=past, future=future, predicted=predicted)
     draw_examples(model, loader.dataset, scores["model"], machine, recorder.figures)
-    visualize.frame_curves(results, recorder.figures / "frames.png")
+    visualize.frame_curves(results[protocols[0]], recorder.figures / "frames.png")
     recorder.log(f"test on {done} sequences, means per sequence (standard error):\n{table(results)}")
     return content
 
@@ -64,6 +68,23 @@ def copy_last(past: Tensor, future: Tensor) -> Tensor:
     if past.shape[2] != future.shape[2]:
         last = last.mean(2, keepdim=True)
     return last.expand_as(future)
+
+
+def linear(past: Tensor, future: Tensor) -> Tensor:
+    """Every pixel goes on as it went from the last past frame but one to the last, within [0, 1]."""
+    last = copy_last(past, future)
+    if past.shape[1] < 2:
+        return last
+    steps = torch.arange(1, future.shape[1] + 1, device=past.device, dtype=past.dtype).view(-1, 1, 1, 1)
+    return (last + steps * (last - copy_last(past[:, :-1], future))).clamp(0, 1)
+
+
+def black(past: Tensor, future: Tensor) -> Tensor:
+    """Nothing."""
+    return torch.zeros_like(future)
+
+
+BASELINES |= {"copy_last": copy_last, "linear": linear, "black": black}
 
 
 def draw_examples(model: nn.Module, dataset: Dataset, scores: Scores, machine: Machine, folder: Path) -> None:
@@ -78,10 +99,12 @@ def draw_examples(model: nn.Module, dataset: Dataset, scores: Scores, machine: M
         visualize.gif(*sequence, folder / f"{name}.gif")
 
 
-def table(results: Mapping[str, Mapping]) -> str:
-    """Scores.summary() of the model and the baselines, side by side."""
-    lines = [f"{'':<12}" + "".join(f"{visualize.TITLES[metric]:>20}" for metric in results["model"])]
-    for name, result in results.items():
-        cells = (f"{r['mean']:.4g} ({r['standard_error']:.2g})" for r in result.values())
-        lines.append(f"{name:<12}" + "".join(f"{cell:>20}" for cell in cells))
+def table(results: Mapping[str, Mapping[str, Mapping]]) -> str:
+    """{protocol: {"model" or baseline: {metric: …}}} as lines, side by side."""
+    lines = []
+    for protocol, rows in results.items():
+        lines.append(f"{protocol:<12}" + "".join(f"{visualize.TITLES[metric]:>20}" for metric in rows["model"]))
+        for name, result in rows.items():
+            cells = (f"{r['mean']:.4g} ({r['standard_error']:.2g})" for r in result.values())
+            lines.append(f"{name:<12}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)

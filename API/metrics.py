@@ -1,104 +1,159 @@
-"""MSE, MAE, SSIM and PSNR of predicted frames, per sequence and frame, under named protocols.
+"""MSE, MAE, SSIM, PSNR and LPIPS of predicted frames, per sequence and frame, under named protocols.
 
 Published tables of this field differ in convention, so a number needs its protocol (SPEC section 8):
 
     strict    SSIM with data_range 1, PSNR in floating point; both equal scikit-image
     openstl   SSIM with data_range 2, what scikit-image once assumed for floats
-    release   as openstl, PSNR on uint8 whose difference and square wrap around at 256
+    release   as openstl, PSNR on uint8 whose difference and square wrap around at 256; no LPIPS
 
-MSE and MAE are sums over C, H, W of a frame. Predictions are clipped to [0, 1] for SSIM and PSNR, not for MSE and MAE.
+MSE and MAE are sums over C, H, W of a frame. Predictions are clipped to [0, 1] for SSIM, PSNR and LPIPS, not for MSE
+and MAE.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-PROTOCOLS = ("strict", "openstl", "release")
-METRICS = ("mse", "mae", "ssim", "psnr")
+# metric -> the measurement that it is under a protocol
+PROTOCOLS = {
+    "strict": {"mse": "mse", "mae": "mae", "ssim": "ssim", "psnr": "psnr", "lpips": "lpips"},
+    "openstl": {"mse": "mse", "mae": "mae", "ssim": "ssim_range_2", "psnr": "psnr", "lpips": "lpips"},
+    "release": {"mse": "mse", "mae": "mae", "ssim": "ssim_range_2", "psnr": "psnr_wrapped"},
+}
+METRICS = ("mse", "mae", "ssim", "psnr", "lpips")
 HIGHER_IS_BETTER = {"ssim", "psnr"}
 PSNR_CEILING = 100.0  # dB, for equal frames, whose PSNR is infinite
+CHUNK = 2**18  # pixels measured at once: what stays in a processor's cache
+CHUNK_CUDA = 2**24
 
 
-def frame_metrics(predicted: Tensor, future: Tensor, protocol: str = "strict") -> dict[str, Tensor]:
-    """predicted, future (B, T, C, H, W) -> {metric: (B, T)}, on their device, in float32."""
-    predicted, future = predicted.float(), future.float()
+def measure(predicted: Tensor, future: Tensor, measurements: Sequence[str], lpips: Callable | None = None) -> dict:
+    """predicted, future (B, T, C, H, W) -> {measurement: (B, T)}, on their device, in float32."""
+    B, T = future.shape[:2]
+    frames = [x.float().flatten(0, 1) for x in (predicted, future)]  # (B*T, C, H, W)
+    step = max(1, (CHUNK_CUDA if future.is_cuda else CHUNK) // frames[0][0].numel())
+    parts = [_measure(*pair, measurements, lpips) for pair in zip(*(x.split(step) for x in frames))]
+    return {name: torch.cat([part[name] for part in parts]).view(B, T) for name in measurements}
+
+
+def _measure(predicted: Tensor, future: Tensor, measurements: Sequence[str], lpips: Callable | None) -> dict:
+    """(N, C, H, W) -> {measurement: (N)}."""
     error = predicted - future
     clipped = predicted.clamp(0, 1)
-    return {
-        "mse": error.square().sum((2, 3, 4)),
-        "mae": error.abs().sum((2, 3, 4)),
-        "ssim": ssim(clipped, future, data_range=1.0 if protocol == "strict" else 2.0),
-        "psnr": wrapped_psnr(clipped, future) if protocol == "release" else psnr(clipped, future),
-    }
+    out = {}
+    if "mse" in measurements:
+        out["mse"] = error.square().sum((1, 2, 3))
+    if "mae" in measurements:
+        out["mae"] = error.abs().sum((1, 2, 3))
+    if "psnr" in measurements:
+        out["psnr"] = psnr(clipped, future)
+    if "psnr_wrapped" in measurements:
+        out["psnr_wrapped"] = wrapped_psnr(clipped, future)
+    ranges = {name: r for name, r in {"ssim": 1.0, "ssim_range_2": 2.0}.items() if name in measurements}
+    if ranges:
+        out |= dict(zip(ranges, ssim(clipped, future, tuple(ranges.values()))))
+    if "lpips" in measurements:
+        out["lpips"] = lpips(clipped, future)
+    return out
 
 
 def psnr(predicted: Tensor, future: Tensor) -> Tensor:
-    """-10 log10 of the mean squared error of a frame, in dB: (B, T, C, H, W) in [0, 1] -> (B, T)."""
-    return (-10 * (predicted - future).square().mean((2, 3, 4)).log10()).clamp(max=PSNR_CEILING)
+    """-10 log10 of the mean squared error of a frame, in dB: (N, C, H, W) in [0, 1] -> (N)."""
+    return (-10 * (predicted - future).square().mean((1, 2, 3)).log10()).clamp(max=PSNR_CEILING)
 
 
 def wrapped_psnr(predicted: Tensor, future: Tensor) -> Tensor:
     """PSNR as the authors' code has it: in uint8, where 20 - 30 is 246 and 17 * 17 is 33. Inflated, by up to 9 dB."""
     difference = (predicted * 255).to(torch.uint8) - (future * 255).to(torch.uint8)  # modulo 256, as is the square
-    mse = (difference * difference).float().mean((2, 3, 4))
-    return (20 * torch.log10(torch.tensor(255.0)) - 10 * mse.log10()).clamp(max=PSNR_CEILING)
+    mse = (difference * difference).float().mean((1, 2, 3))
+    return (-10 * (mse / 255**2).log10()).clamp(max=PSNR_CEILING)
 
 
-def ssim(predicted: Tensor, future: Tensor, data_range: float = 1.0) -> Tensor:
+def ssim(predicted: Tensor, future: Tensor, data_ranges: Sequence[float] = (1.0,)) -> list[Tensor]:
     """Structural similarity, 7x7 uniform window, sample covariance, averaged over all whole windows and channels.
 
-    (B, T, C, H, W) -> (B, T). Equals skimage.metrics.structural_similarity(..., channel_axis=0) frame by frame.
-    Raises ValueError for frames smaller than the window. Source: Wang et al., IEEE TIP 13(4), 2004.
+    (N, C, H, W) -> [(N)], one for each data range. Equals skimage.metrics.structural_similarity(..., channel_axis=0)
+    frame by frame. Raises ValueError for frames smaller than the window. Source: Wang et al., IEEE TIP 13(4), 2004.
     """
     window = 7
-    B, T, C, H, W = predicted.shape
+    N, C, H, W = predicted.shape
     if min(H, W) < window:
         raise ValueError(f"SSIM needs frames of at least {window}x{window}, not {H}x{W}")
-
-    def mean(x: Tensor) -> Tensor:  # one axis after the other: 14 additions a window instead of 49
-        return F.avg_pool2d(F.avg_pool2d(x, (window, 1), 1), (1, window), 1)
-
-    x, y = predicted.reshape(B * T, C, H, W), future.reshape(B * T, C, H, W)
-    mean_x, mean_y = mean(x), mean(y)
+    x, y = predicted, future
+    maps = torch.stack([x, y, x * x + y * y, x * y]).flatten(0, 2)  # (4*N*C, H, W)
+    mean_x, mean_y, squares, product = _window_means(maps, window).view(4, N, C, H - window + 1, -1)
     sample = window**2 / (window**2 - 1)
-    variances = sample * (mean(x * x + y * y) - mean_x * mean_x - mean_y * mean_y)
-    covariance = sample * (mean(x * y) - mean_x * mean_y)
-    C1, C2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    luminance = (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
-    structure = (2 * covariance + C2) / (variances + C2)
-    return (luminance * structure).mean((1, 2, 3)).view(B, T)
+    both = mean_x * mean_y
+    means_squared = mean_x.square() + mean_y.square()
+    variances, covariance = sample * (squares - means_squared), sample * (product - both)
+    out = []
+    for data_range in data_ranges:
+        C1, C2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        similarity = (2 * both + C1) / (means_squared + C1) * ((2 * covariance + C2) / (variances + C2))
+        out.append(similarity.mean((1, 2, 3)))
+    return out
+
+
+def _window_means(maps: Tensor, window: int) -> Tensor:
+    """(M, H, W) -> (M, H - window + 1, W - window + 1), means over windows: sums along one axis, then the other.
+
+    Seven terms in four additions: pairs, pairs of pairs, then 4 + 2 + 1.
+    """
+    assert window == 7
+    for axis in (-1, -2):
+        n = maps.shape[axis]
+        two = maps.narrow(axis, 0, n - 1) + maps.narrow(axis, 1, n - 1)
+        four = two.narrow(axis, 0, n - 3) + two.narrow(axis, 2, n - 3)
+        maps = four.narrow(axis, 0, n - 6) + two.narrow(axis, 4, n - 6) + maps.narrow(axis, 6, n - 6)
+    return maps / window**2
 
 
 class Scores:
     """Collects the metrics of many sequences: batches of any size in, means and their errors out.
 
-    Keeps a few numbers a sequence and frame, on the device, no frames; nothing waits for the device before `summary`.
+    Keeps a few numbers a sequence and frame, on the device, no frames; nothing waits for the device before `values`.
+    lpips: a function (N, C, H, W) twice -> (N), for the metric of that name; without it that is left out.
     """
 
-    def __init__(self, protocol: str = "strict") -> None:
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"--protocol {protocol}: unknown, choose from {', '.join(PROTOCOLS)}")
-        self.protocol = protocol
-        self.batches: dict[str, list[Tensor]] = {metric: [] for metric in METRICS}
+    def __init__(self, protocols: Sequence[str] = ("strict",), lpips: Callable | None = None) -> None:
+        unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
+        if unknown:
+            raise ValueError(f"--protocol {unknown[0]}: unknown, choose from {', '.join(PROTOCOLS)}")
+        self.lpips = lpips
+        self.protocols = {
+            name: {metric: m for metric, m in PROTOCOLS[name].items() if metric != "lpips" or lpips}
+            for name in protocols
+        }
+        self.measurements = tuple(dict.fromkeys(m for metrics in self.protocols.values() for m in metrics.values()))
+        self.batches: list[dict[str, Tensor]] = []
 
     def update(self, predicted: Tensor, future: Tensor) -> None:
         """Add a batch: predicted, future (B, T, C, H, W)."""
-        for metric, values in frame_metrics(predicted, future, self.protocol).items():
-            self.batches[metric].append(values)
+        self.batches.append(measure(predicted, future, self.measurements, self.lpips))
 
     def values(self) -> dict[str, Tensor]:
-        """{metric: (N, T)} float64 on the CPU, in the order in which the sequences came."""
-        return {metric: torch.cat(batches).double().cpu() for metric, batches in self.batches.items()}
+        """{measurement: (N, T)} float64 on the CPU, in the order in which the sequences came."""
+        return {name: torch.cat([b[name] for b in self.batches]).cpu().double() for name in self.measurements}
 
-    def summary(self) -> dict[str, dict]:
-        """{metric: {"mean", "standard_error" (of the mean, over sequences), "per_frame": [T]}}, JSON-ready."""
-        out = {}
-        for metric, values in self.values().items():
-            sequences = values.mean(1)
-            error = sequences.std() / len(sequences) ** 0.5 if len(sequences) > 1 else torch.zeros(())
-            out[metric] = {
-                "mean": sequences.mean().item(),
-                "standard_error": error.item(),
-                "per_frame": values.mean(0).tolist(),
-            }
-        return out
+    def summary(self) -> dict[str, dict[str, dict]]:
+        """{protocol: {metric: {"mean", "standard_error", "per_frame", "worst"}}}, JSON-ready."""
+        measured = {name: describe(name, values) for name, values in self.values().items()}
+        return {
+            protocol: {metric: measured[name] for metric, name in metrics.items()}
+            for protocol, metrics in self.protocols.items()
+        }
+
+
+def describe(name: str, values: Tensor) -> dict:
+    """(N, T) values of a measurement -> its mean over sequences, the mean's standard error, the mean of every future
+    frame, and the indices of the five worst sequences, the worst first."""
+    sequences = values.mean(1)
+    error = sequences.std().item() / len(sequences) ** 0.5 if len(sequences) > 1 else 0.0
+    higher_is_better = name.partition("_")[0] in HIGHER_IS_BETTER
+    return {
+        "mean": sequences.mean().item(),
+        "standard_error": error,
+        "per_frame": values.mean(0).tolist(),
+        "worst": sequences.argsort(descending=not higher_is_better, stable=True)[:5].tolist(),
+    }

@@ -25,13 +25,12 @@ PRESETS = {
     "mmnist": _MMNIST,
     "digits": _MMNIST
     | dict(
-        batch_size=8,
+        batch_size=4,
         val_batch_size=50,
         num_workers=0,
-        hid_S=16,
-        layer_config=[1, 2, 1, 2],
-        epochs=2,
-        lr=0.005,
+        hid_S=8,
+        layer_config=[1, 1, 1, 1],
+        epochs=5,
     ),
     # The others: frames of 128 and 256 pixels have feature maps of 64 and 128, where `segments` or `hid_S` keep the
     # signals, and with them the MLPs, near the length that they have on Moving MNIST (2560 and 1280).

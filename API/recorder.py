@@ -84,10 +84,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_predictions(path: Path, past: np.ndarray, future: np.ndarray, predicted: np.ndarray) -> None:
-    """(N, T, C, H, W) float32 arrays as an npz, atomically."""
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Arrays as a compressed npz, atomically."""
     data = io.BytesIO()
-    np.savez_compressed(data, past=past, future=future, predicted=predicted)
+    np.savez_compressed(data, **arrays)
     write_atomically(path, data.getvalue())
 
 
@@ -214,3 +214,14 @@ def cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def describe_epoch(record: Mapping) -> str:
+    """An epoch's numbers in a line."""
+    text = f"loss {record['train_loss']:.1f}  lr {record['lr']:.2g}  {record['sequences_per_second']:.1f} sequences/s"
+    if "val_mse" in record:
+        removed = " ".join(f"{stage['removed']:.1%}" for stage in record["filter"])
+        moved = " ".join(f"{stage['threshold_moved']:.3f}" for stage in record["filter"])
+        text += f"  validation loss {record['val_loss']:.1f} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
+        text += f"  filter, by stage: removed {removed}, thresholds moved {moved}"
+    return text

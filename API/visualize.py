@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell them apart in print.
-MODEL, COPY, BLACK = "#0072B2", "#D55E00", "#000000"
-STYLES = {"model": (MODEL, "-"), "copy_last": (COPY, "--"), "black": (BLACK, ":")}
-TITLES = {"mse": "MSE", "mae": "MAE", "ssim": "SSIM", "psnr": "PSNR (dB)"}
+MODEL, COPY, LINEAR, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
+PALETTE = (MODEL, COPY, LINEAR, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
+STYLES = {"model": (MODEL, "-"), "copy_last": (COPY, "--"), "linear": (LINEAR, "-."), "black": (BLACK, ":")}
+TITLES = {"mse": "MSE", "mae": "MAE", "ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS"}
 
 
 def as_image(frame: np.ndarray) -> np.ndarray:
@@ -103,7 +104,7 @@ def training_curves(history: Sequence[Mapping], path: Path) -> None:
         axis.plot(at, [r[f"val_{metric}"] for r in checked], color=MODEL, marker=".")
         axis.set(title=f"validation {TITLES[metric]}")
     axes[3].plot(epochs, [r["lr"] for r in history], color=MODEL, marker=".")
-    axes[3].set(title="learning rate at the end of the epoch")
+    axes[3].set(title="learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
@@ -115,13 +116,36 @@ def frame_curves(results: Mapping[str, Mapping], path: Path) -> None:
     metrics = list(next(iter(results.values())))
     figure = Figure(figsize=(2.8 * len(metrics), 2.6), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
-        for name, result in results.items():
-            color, line = STYLES.get(name, (BLACK, "-"))
+        for k, (name, result) in enumerate(results.items()):
+            if metric not in result:
+                continue
+            color, line = STYLES.get(name, (PALETTE[k % len(PALETTE)], ("-", "--", "-.", ":")[k % 4]))
             values = result[metric]["per_frame"]
             axis.plot(range(1, len(values) + 1), values, line, color=color, marker=".", label=name.replace("_", " "))
         axis.set(title=TITLES.get(metric, metric), xlabel="future frame")
         axis.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def side_by_side(frames: Mapping[str, Mapping[str, np.ndarray]], sequences: int, path: Path) -> None:
+    """{run: {"past", "future", "predicted"}} -> the first sequences: truth, then every run's prediction, row by row."""
+    lines, first = [], next(iter(frames.values()))
+    for k in range(sequences):
+        past = first["past"][k][-3:] if "past" in first else first["future"][k][:0]
+        truth = [as_image(frame) for frame in (*past, *first["future"][k])]
+        lines.append((f"truth {k}", truth))
+        blank = [np.full_like(truth[0], 255)] * len(past)
+        lines += [(name, blank + [as_image(frame) for frame in run["predicted"][k]]) for name, run in frames.items()]
+    columns = max(len(images) for _, images in lines)
+    figure = Figure(figsize=(columns * 0.8 + 1.2, len(lines) * 0.85))
+    axes = figure.subplots(len(lines), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.04))
+    for (name, images), line in zip(lines, axes):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, image in zip(line, images):
+            axis.imshow(image, interpolation="nearest")
+        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
     save_figure(figure, path)
 
 

@@ -8,8 +8,6 @@ Signals, for c = r * S channels cut into r segments of S (SPEC letters: B batch,
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +114,7 @@ class ThresholdFilter(nn.Module):
         )
         self.threshold = nn.Parameter(start, requires_grad=not release)
         self.register_buffer("start", start.clone())  # to tell how far learning has moved the threshold
-        self.watch: list[Tensor] | None = None  # see filter_statistics
+        self.watch: list[Tensor] | None = None  # see watch.filter_statistics
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
@@ -135,20 +133,6 @@ class ThresholdFilter(nn.Module):
     def extra_repr(self) -> str:
         bins = self.length // 2 + 1
         return f"signals={tuple(self.threshold.shape)}, length={self.length}, low={self.cutoff} of {bins} bins"
-
-
-@contextmanager
-def filter_statistics(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Within, every ThresholdFilter of model notes the fraction of high bins it removes: {module name: [per call]}."""
-    filters = {name: m for name, m in model.named_modules() if isinstance(m, ThresholdFilter)}
-    notes: dict[str, list[Tensor]] = {name: [] for name in filters}
-    try:
-        for name, module in filters.items():
-            module.watch = notes[name]
-        yield notes
-    finally:
-        for module in filters.values():
-            module.watch = None
 
 
 class DFDU(nn.Module):

@@ -17,7 +17,7 @@ from API import human, kth, sjtu4k, taxibj, video
 from API.dataloader import SPLITS, load_data
 from API.report import overlaps, report
 
-# KTH ------------------------------------------------------------------------------------------------------------------
+# KTH -----------------------------------------------------------------------------------------------------------------
 
 KTH_SHAPES = dict(in_shape=(3, 1, 24, 32), out_shape=(3, 1, 24, 32), seed=1)
 RANGES = [(1, 10), (11, 20), (25, 30)]  # the gap is before 25
@@ -117,7 +117,7 @@ def test_kth_counts_are_the_published_ones_where_the_data_is_complete():
     assert len(kth.dataset("test", data_root=root, in_shape=shape, out_shape=longer, seed=1)) == kth.PUBLISHED["test"]
 
 
-# Human3.6M ------------------------------------------------------------------------------------------------------------
+# Human3.6M -----------------------------------------------------------------------------------------------------------
 
 HUMAN_SHAPES = dict(in_shape=(2, 3, 24, 32), out_shape=(2, 3, 24, 32), seed=1)
 
@@ -194,7 +194,7 @@ def test_human_list_entries_that_do_not_work_are_named(human_root, line, words):
         assert len(both[0].skipped) + len(both[1].skipped) == 1
 
 
-# SJTU4K ---------------------------------------------------------------------------------------------------------------
+# SJTU4K --------------------------------------------------------------------------------------------------------------
 
 SJTU_SHAPES = dict(in_shape=(2, 3, 24, 32), out_shape=(2, 3, 24, 32), seed=1)
 
@@ -235,7 +235,7 @@ def test_sjtu4k_names_a_clip_that_is_not_listed(sjtu_root):
         sjtu4k.dataset("train", data_root=sjtu_root, **SJTU_SHAPES)
 
 
-# TaxiBJ ---------------------------------------------------------------------------------------------------------------
+# TaxiBJ --------------------------------------------------------------------------------------------------------------
 
 TAXI_SHAPES = dict(in_shape=(4, 2, 32, 32), out_shape=(4, 2, 32, 32), seed=1)
 
@@ -337,7 +337,7 @@ def test_taxibj_damaged_files_are_named(tmp_path):
         taxibj.dataset("test", data_root=tmp_path, **TAXI_SHAPES)
 
 
-# The user's own videos --------------------------------------------------------------------------------------------------
+# The user's own videos -----------------------------------------------------------------------------------------------
 
 VIDEO_SHAPES = dict(in_shape=(2, 3, 24, 32), out_shape=(2, 3, 24, 32), seed=1)
 
@@ -380,7 +380,7 @@ def test_two_clips_cannot_be_split(tmp_path):
         video.dataset("train", data_root=tmp_path, **VIDEO_SHAPES)
 
 
-# All of them ----------------------------------------------------------------------------------------------------------
+# All of them ---------------------------------------------------------------------------------------------------------
 
 
 def data_root_of(name: str, tmp_path: Path, request) -> Path:
@@ -409,6 +409,7 @@ def test_every_preset_trains_and_tests_on_files_in_the_real_format(name, tmp_pat
     monkeypatch.setattr("API.mmnist.EPOCH", 6)
     monkeypatch.setattr("API.mmnist.VAL_SEQUENCES", 4)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("API.visualize.save_figure", lambda figure, path: path.touch())  # most of a tiny run's time
     small = [*SMALL[name], "--hid_S", "8", "--groups", "1", "--layer_config", "1", "1", "1", "1", "--num_workers", "0"]
     if name == "kth":
         monkeypatch.setattr("API.kth.FAST_STRIDE", 50)  # a window a run, so that few do

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from TemporalModule import DFDU, ThresholdFilter
-from TemporalModule.dfdu import START, WIDTH, SpectralGate, filter_statistics
+from TemporalModule.dfdu import START, WIDTH, SpectralGate
+from TemporalModule.watch import filter_statistics
 
 SHAPES = [  # B, H, W, c, segments
     (2, 4, 4, 8, 4),

@@ -35,7 +35,7 @@ def test_every_flag_has_help_and_a_default():
     parser = main.build_parser({})
     flags = {action.dest: action for action in parser._actions if action.dest != "help"}
     assert all(action.help for action in flags.values())
-    known = set(main.DEFAULTS) | set(PRESETS["mmnist"]) | {"dataname"}
+    known = set(main.DEFAULTS) | set(PRESETS["mmnist"]) | {"dataname", "runs"}
     assert set(flags) == known
 
 
@@ -47,7 +47,7 @@ def test_an_explicit_flag_wins_over_the_preset():
 
 def test_the_default_is_the_paper_s_recipe():
     defaults, given = main.parse([])
-    assert given == {"mode": "train"}
+    assert given == {"mode": "train", "runs": []}
     recipe = dict(
         dataname="mmnist", lr=0.01, batch_size=16, epochs=2000, seed=1, in_shape=[10, 1, 64, 64], hid_S=64, layer=4,
         out_shape=[10, 1, 64, 64], kernel_size=[3, 3, 3, 3], layer_config=[1, 8, 2, 8], groups=2, COF=0.3125,
