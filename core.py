@@ -10,25 +10,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from API import summary as costs
 from API import visualize
-from API.compare import compare as side_by_side
+from API.compare import compare as compare_runs
 from API.dataloader import SPLITS, load_data
 from API.device import Machine, Progress
 from API.evaluation import evaluate
+from API.explain import draw_filters
+from API.export import write_export
 from API.lpips import find_lpips
 from API.metrics import Scores
+from API.predict import Predictor, Request
+from API.predict import predict as predict_clips
 from API.recorder import (
     Recorder,
     describe_epoch,
     load_checkpoint,
     random_states,
+    refuse_changed_flags,
     restore_random_states,
     save_checkpoint,
 )
 from API.report import report
+from API.summary import cost_table, costs
 from DFDNet import DFDNet, check_sizes, infer_release_args, read_release
-from TemporalModule.watch import filter_report, filter_statistics
+from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
 from WFL import WeightedFrequencyLoss
 
 MODEL_FLAGS = (
@@ -42,7 +47,8 @@ DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
-    "protocol", "lpips", "lpips_weights",
+    "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
+    "stage", "block",
 )  # fmt: skip
 
 
@@ -94,13 +100,6 @@ def prepare(config: Config) -> Machine:
     return Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic)
 
 
-def compile_blocks(model: DFDNet) -> None:
-    """Compile the DFDBs, which repeat, instead of the whole model; where that fails they run as they are."""
-    torch._dynamo.config.suppress_errors = True
-    for block in (block for stage in model.temporal.stages for block in stage):
-        block.compile()
-
-
 def settle_flags(defaults: Mapping, given: Mapping, checkpoint: str | None) -> tuple[Config, Mapping | None]:
     """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
 
@@ -110,7 +109,7 @@ def settle_flags(defaults: Mapping, given: Mapping, checkpoint: str | None) -> t
         return Config(**{**defaults, **given}), None
     state = load_checkpoint(Path(checkpoint))
     if isinstance(state.get("config"), Mapping):
-        known = {flag: value for flag, value in state["config"].items() if flag in defaults and flag not in CALL_FLAGS}
+        known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
         return Config(**{**defaults, **known, **given}), state
     if not given.get("release"):
         raise ValueError(
@@ -153,7 +152,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     optimizer, scheduler = build_optimizer(model, config, len(loaders["train"]))
     epoch, best = 0, math.inf
     if state is not None:
-        refuse_changed_flags(config, state)
+        refuse_changed_flags(vars(config), state["config"], RUN_FLAGS)
         load_weights(model, config, state, "--resume")
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
@@ -162,7 +161,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
         recorder.forget_after(epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
     if config.compile:
-        compile_blocks(model)
+        model.temporal.compile_blocks()
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     run = f"{config.epochs - epoch} epochs of {len(loaders['train'])} steps of {config.batch_size}"
     recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {run}, on {machine}: {recorder.folder}")
@@ -205,14 +204,6 @@ def checkpoint(model, optimizer, scheduler, epoch: int, best: float, config: Con
         "best": best,
         "config": vars(config),
     }
-
-
-def refuse_changed_flags(config: Config, state: Mapping) -> None:
-    """Raise ValueError where a run would not go on as it began."""
-    for flag in RUN_FLAGS:
-        now, then = getattr(config, flag), state["config"].get(flag)
-        if now != then:
-            raise ValueError(f"--{flag} {now}: this run has {then}; leave it so to --resume, or take another --ex_name")
 
 
 def train_one_epoch(
@@ -305,58 +296,93 @@ def validate(
     return record | {"filter": filter_report(model, removed)}, example
 
 
-# Testing ------------------------------------------------------------------------------------------------------------
+# Using a checkpoint -------------------------------------------------------------------------------------------------
+
+
+def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
+    """The checkpoint's model, ready to predict."""
+    machine = prepare(config)
+    model = load_weights(build_model(config), config, state, config.ckpt).to(machine.device).eval()
+    if config.compile:
+        model.temporal.compile_blocks()
+    return machine, model
+
+
+def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
+    """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
+    config, state = settle_flags({}, {}, str(checkpoint))
+    machine = Machine(device, 0, precision, config.seed, False)
+    model = load_weights(build_model(config), config, state, str(checkpoint)).to(machine.device).eval()
+    return Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
 
 
 def test(config: Config, state: Mapping) -> None:
-    """Score a checkpoint on the test set, beside copying the last frame and predicting black."""
-    machine = prepare(config)
-    model = load_weights(build_model(config), config, state, config.ckpt).to(machine.device)
+    """Score a checkpoint on the test set, beside baselines."""
+    machine, model = trained(config, state)
     loader = build_loaders(config, machine, ("test",))["test"]
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
-    if config.compile:
-        compile_blocks(model)
     evaluate(model, loader, machine, recorder, **test_options(config, machine, config.ckpt))
 
 
 def test_options(config: Config, machine: Machine, checkpoint: str | Path) -> dict:
     """What evaluate measures, keeps, and says about it."""
-    about = {"dataname": config.dataname, "checkpoint": str(checkpoint), "release": config.release}
     return {
-        "about": about,
+        "about": {"dataname": config.dataname, "checkpoint": str(checkpoint), "release": config.release},
         "protocols": config.protocol,
         "lpips": find_lpips(config.lpips, config.lpips_weights, machine.device),
         "save_predictions": config.save_predictions,
     }
 
 
+def predict(config: Config, state: Mapping) -> None:
+    """Predict frames of the user's videos."""
+    machine, model = trained(config, state)
+    predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
+    frames = config.frames or predictor.reach
+    request = Request(config.input, config.output, frames, config.start, config.every, config.side_by_side)
+    print(predict_clips(request, predictor))
+
+
+@torch.no_grad()
+def explain(config: Config, state: Mapping) -> None:
+    """Draw what the filters do to the first test sequences, and predict with and without them."""
+    machine, model = trained(config, state)
+    past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
+    recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
+    predicted = {}
+    for mode in FILTER_MODES:
+        with filters_as(model, mode), machine.autocast():
+            predicted[mode] = model(past).float()
+    recorder.log(draw_filters(spectra(model, past), past, future, predicted, recorder, config.stage, config.block))
+
+
+def export(config: Config, state: Mapping) -> None:
+    """Write the model for other programs, checked against it."""
+    config.device = "cpu"
+    _, model = trained(config, state)
+    print(write_export(model, config.in_shape, vars(config), Path(config.output), model.temporal.use_matrices))
+
+
+# Without one --------------------------------------------------------------------------------------------------------
+
+
 def compare(config: Config) -> None:
     """Put runs side by side."""
-    folder = Path(config.res_dir) / (config.ex_name or "comparison")
-    print(side_by_side(config.runs, config.protocol, folder))
-    print(f"comparison.md, comparison.csv and pictures: {folder}")
+    print(compare_runs(config.runs, config.protocol, Path(config.res_dir) / (config.ex_name or "comparison")))
 
 
 def data(config: Config) -> None:
     """Read the data set as training would, say what is in it, and draw samples."""
-    machine = prepare(config)
     config.skip_bad = True  # the report names them all
-    loaders = build_loaders(config, machine, SPLITS)
+    datasets = {split: loader.dataset for split, loader in build_loaders(config, prepare(config), SPLITS).items()}
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
-    recorder.log(report(config.dataname, {split: loader.dataset for split, loader in loaders.items()}))
-    path = recorder.figures / "data.png"
-    visualize.contact_sheet({split: loader.dataset for split, loader in loaders.items()}, path)
-    recorder.log(f"samples of each split: {path}")
+    recorder.log(report(config.dataname, datasets))
+    visualize.contact_sheet(datasets, recorder.figures / "data.png")
+    recorder.log(f"samples of each split: {recorder.figures / 'data.png'}")
 
 
 def summary(config: Config) -> None:
     """Print the model, and what it costs."""
     model = build_model(config)
-    print(model)
-    print(
-        costs.table(
-            model,
-            costs.costs(lambda: build_model(config), config.in_shape, config.precision == "bf16"),
-            config.batch_size,
-        )
-    )
+    cost = costs(lambda: build_model(config), config.in_shape, config.precision == "bf16")
+    print(model, cost_table(model, cost, config.batch_size), sep="\n")

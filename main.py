@@ -8,14 +8,17 @@ from pathlib import Path
 
 from API.presets import PRESETS
 
-MODES = ("train", "test", "compare", "data", "summary")
+MODES = ("train", "test", "predict", "compare", "explain", "export", "data", "summary")
 DESCRIPTION = """\
 Train, test and examine DFDNet, which predicts the next frames of a video.
 
   python main.py --dataname digits      try it: handwritten digits, no download, minutes
   python main.py                        the paper's Moving MNIST run
   python main.py test --ckpt FILE       score a checkpoint
+  python main.py predict --ckpt FILE --input VIDEO --output NEXT.mp4
   python main.py compare RUN RUN …      tested runs, or anyone's predictions, side by side
+  python main.py explain --ckpt FILE    pictures of what the filters do
+  python main.py export --ckpt FILE --output model.onnx (or .pt2, .safetensors)
   python main.py data --dataname kth    read a data set, say what is in it and whether its splits overlap
   python main.py summary                parameters, multiply-adds and memory
 
@@ -51,6 +54,14 @@ DEFAULTS = dict(
     protocol=["strict"],
     lpips=False,
     lpips_weights=None,
+    input=None,
+    output=None,
+    frames=None,
+    start=None,
+    every=None,
+    side_by_side=False,
+    stage=None,
+    block=None,
 )
 
 
@@ -166,6 +177,20 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
     test.add_argument("--lpips", action=switch, help="measure LPIPS too, with AlexNet's weights from torch's hub cache")
     test.add_argument("--lpips_weights", metavar="FILE", help="… or from this file")
     test.add_argument("--save_predictions", type=not_negative, metavar="N", help="write N sequences to predictions.npz")
+
+    ahead = parser.add_argument_group("predict")
+    ahead.add_argument("--input", help="a video, GIF, npy array or folder of images, or a folder of such")
+    ahead.add_argument(
+        "--output", help="where to: .mp4 .mov .mkv .gif .npy, or a folder for PNGs; export: .pt2 .onnx .safetensors"
+    )
+    ahead.add_argument("--frames", type=whole, metavar="N", help="how many frames ahead (default: one pass)")
+    ahead.add_argument("--start", type=not_negative, nargs="+", help="first past frames (default: the last window)")
+    ahead.add_argument("--every", type=whole, metavar="N", help="predict from every N-th window; 1: from all")
+    ahead.add_argument("--side_by_side", action=switch, help="past and truth left, past and prediction right")
+
+    look = parser.add_argument_group("explain")
+    look.add_argument("--stage", type=not_negative, nargs="+", help="stages to draw (default: all)")
+    look.add_argument("--block", type=not_negative, nargs="+", help="DFDBs of each to draw (default: the first)")
     return parser
 
 
@@ -198,21 +223,25 @@ def run(argv: Sequence[str]) -> None:
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
 
     mode = given["mode"]
+    if mode == "compare" and not given["runs"]:
+        raise ValueError("compare needs at least one RUN, such as results/digits")
+    if mode != "compare" and given["runs"]:
+        raise ValueError(f"{given['runs'][0]}: only compare takes runs; did you forget a flag before it?")
     name = given.get("ex_name") or given.get("dataname", defaults["dataname"])
     checkpoint = given.get("ckpt")
     if mode == "train" and given.get("resume"):
         checkpoint = Path(given.get("res_dir", defaults["res_dir"])) / name / "checkpoints" / "last.pth"
         if not checkpoint.is_file():
             raise ValueError(f"--resume: there is no {checkpoint} to go on from; leave --resume out to start")
-    if mode == "test" and not checkpoint:
-        raise ValueError("test needs --ckpt FILE, such as results/digits/checkpoints/best.pth")
+    if mode in ("test", "predict", "explain", "export") and not checkpoint:
+        raise ValueError(f"{mode} needs --ckpt FILE, such as results/digits/checkpoints/best.pth")
+    if mode == "export" and not given.get("output"):
+        raise ValueError("export needs --output FILE: .pt2, .onnx or .safetensors")
+    if mode == "predict" and not (given.get("input") and given.get("output")):
+        raise ValueError("predict needs --input PATH and --output PATH")
     config, state = core.settle_flags(defaults, given, checkpoint)
     if mode != "compare":
-        if config.runs:
-            raise ValueError(f"{config.runs[0]}: only compare takes runs; did you forget a flag before it?")
         config.ex_name = given.get("ex_name") or config.dataname
-    elif not config.runs:
-        raise ValueError("compare needs at least one RUN, such as results/digits")
     if mode == "summary":
         core.summary(config)
     elif mode == "compare":
@@ -221,6 +250,8 @@ def run(argv: Sequence[str]) -> None:
         core.data(config)
     elif mode == "test":
         core.test(config, state)
+    elif mode in ("predict", "explain", "export"):
+        getattr(core, mode)(config, state)
     else:
         core.train(config, state)
 

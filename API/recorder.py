@@ -10,12 +10,14 @@ import random
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .export import load_safetensors
 
 
 class Recorder:
@@ -119,6 +121,8 @@ def load_checkpoint(path: Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -225,3 +229,11 @@ def describe_epoch(record: Mapping) -> str:
         text += f"  validation loss {record['val_loss']:.1f} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
         text += f"  filter, by stage: removed {removed}, thresholds moved {moved}"
     return text
+
+
+def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> None:
+    """Raise ValueError where a run would not go on as it began."""
+    for flag in flags:
+        if now[flag] != then.get(flag):
+            was = f"this run has {then.get(flag)}"
+            raise ValueError(f"--{flag} {now[flag]}: {was}; leave it so to --resume, or take another --ex_name")

@@ -36,7 +36,7 @@ def costs(build: Callable[[], nn.Module], in_shape: Sequence[int], bfloat16: boo
     }
 
 
-def table(model: nn.Module, cost: dict[str, float], batch_size: int) -> str:
+def cost_table(model: nn.Module, cost: dict[str, float], batch_size: int) -> str:
     """A few lines for a person: the parts' parameters, the work, and the memory of training with this batch size."""
     total = cost["parameters"]
     lines = [f"{'part':<12}{'parameters':>14}"]

@@ -114,14 +114,46 @@ class ThresholdFilter(nn.Module):
         )
         self.threshold = nn.Parameter(start, requires_grad=not release)
         self.register_buffer("start", start.clone())  # to tell how far learning has moved the threshold
+        self.matrices: tuple[Tensor, ...] | None = None  # see use_matrices
         self.watch: list[Tensor] | None = None  # see watch.filter_statistics
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.matrices is not None:
+            return self.by_matrices(x)
         with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
             x = x if x.dtype == torch.float64 else x.float()
             if self.watch is not None:
                 self.watch.append(self.removed(x))
             return SpectralGate.apply(x, self.threshold.flatten().to(x.dtype), self.cutoff, WIDTH)
+
+    def use_matrices(self, known: dict[int, tuple[Tensor, ...]]) -> None:
+        """From now on compute both Fourier transforms as matrix products, the same numbers, for formats without an FFT.
+
+        known: matrices by signal length, so that filters of one length share theirs.
+        """
+        L = self.length
+        if L not in known:
+            k, n = torch.arange(L // 2 + 1, dtype=torch.float64), torch.arange(L, dtype=torch.float64)
+            angle = 2 * math.pi / L * (k[:, None] * n % L)
+            twice = torch.where((k == 0) | (2 * k == L), 1.0, 2.0)[
+                :, None
+            ]  # bins that stand for their mirror image too
+            cos, sin = angle.cos() / math.sqrt(L), angle.sin() / math.sqrt(L)
+            known[L] = tuple(
+                m.float().contiguous() for m in (cos.T, -sin.T, (twice * cos)[:, ::2], (-twice * sin)[:, ::2])
+            )
+        self.matrices = known[L]
+
+    def by_matrices(self, x: Tensor) -> Tensor:
+        """The filter in real matrix products; for inference."""
+        to_real, to_imaginary, from_real, from_imaginary = self.matrices
+        x = x.float()
+        real, imaginary = x @ to_real, x @ to_imaginary
+        low = torch.arange(self.length // 2 + 1, device=x.device) < self.cutoff
+        power = real * real + imaginary * imaginary
+        closed = power < self.threshold.flatten().clamp(min=0).square().unsqueeze(-1)
+        gate = (low | ~closed).to(x.dtype)
+        return (gate * real) @ from_real + (gate * imaginary) @ from_imaginary
 
     @torch.no_grad()
     def removed(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .dfdu import DFDU
+from .dfdu import DFDU, ThresholdFilter
 from .stau import STAU
 
 SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
@@ -116,6 +116,19 @@ class TemporalModule(nn.Module):
             for depth, size in zip(layer_config, sizes, strict=True)
         )
         self.unstem_first = Unstem(channels)
+
+    def compile_blocks(self) -> None:
+        """Compile the DFDBs, which repeat, instead of the whole model; where that fails they run as they are."""
+        torch._dynamo.config.suppress_errors = True
+        for block in (block for stage in self.stages for block in stage):
+            block.compile()
+
+    def use_matrices(self) -> None:
+        """Compute the filters' Fourier transforms as matrix products, for formats without them; for inference."""
+        known: dict[int, tuple[Tensor, ...]] = {}
+        for module in self.modules():
+            if isinstance(module, ThresholdFilter):
+                module.use_matrices(known)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         first, *middle, last = features
