@@ -16,6 +16,7 @@ from .writers import check_output
 
 KINDS = (".pt2", ".onnx", ".safetensors")
 TOLERANCE = 1e-4
+OLDEST = (2, 6)  # PyTorch whose exporter knows the FFT, and ONNX through torch.export
 
 
 def write_export(
@@ -36,6 +37,9 @@ def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, prepar
     prepare_onnx: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where what was
     written deviates by more than 1e-4.
     """
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise ValueError(f"--output {path}: this export needs PyTorch {needed} or newer, not {torch.__version__}")
     model = model.eval().requires_grad_(False)
     example, others = torch.rand(2, *in_shape), [torch.rand(b, *in_shape) for b in (1, 3)]
     expected = [model(past) for past in (example, *others)]

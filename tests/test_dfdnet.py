@@ -1,11 +1,12 @@
 import copy
+import itertools
 
 import pytest
 import torch
 from conftest import TINY
 
 from DFDNet import DFDNet, release_name
-from TemporalModule import DFDB
+from TemporalModule import DFDB, ThresholdFilter
 from WFL import WeightedFrequencyLoss
 
 
@@ -131,14 +132,40 @@ def test_release_mode_equals_the_release_in_evaluation(golden):
         assert (model(golden["x"]) - golden["out_eval"]).abs().max() < 1e-5
 
 
+def knife_edges(model: DFDNet, x: torch.Tensor) -> list[tuple[ThresholdFilter, int]]:
+    """(filter, signal) where a high bin is at the threshold but for float32's rounding: it may fall either way."""
+    found = []
+
+    def look(module, inputs):
+        magnitude = torch.fft.rfft(inputs[0], norm="ortho").abs()[..., module.cutoff :]
+        near = (magnitude - module.threshold.flatten()[:, None]).abs() < 1e-6
+        found.extend((module, signal) for signal in near.any(-1).any(0).nonzero().flatten().tolist())
+
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, ThresholdFilter)]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def test_release_mode_equals_the_release_in_training(golden):
-    model = DFDNet.from_release(golden["state_dict"]).train()
-    assert (model(golden["x"]) - golden["out_train"]).abs().max() < 1e-4
+    """Outputs, loss and gradients. Two of the 300,000 high bins lie within 2e-7 of their threshold, and on which side
+    depends on PyTorch's version and threads: one of the ways they can fall must be the release's."""
     wfl = WeightedFrequencyLoss(4, 64, 64, release=True)
     assert wfl(golden["out_train"], golden["y"]).item() == pytest.approx(float(golden["wfl"]), rel=1e-5)
-    loss = wfl(model(golden["x"]), golden["y"])
+    edges = knife_edges(DFDNet.from_release(golden["state_dict"]).train(), golden["x"])
+    assert len(edges) <= 3
+    for sides in itertools.product((0.0, -2e-6, 2e-6), repeat=len(edges)):
+        model = DFDNet.from_release(golden["state_dict"]).train()
+        for (module, signal), side in zip(knife_edges(model, golden["x"]), sides):
+            module.threshold.data.view(-1)[signal] += side
+        future = model(golden["x"])
+        if (future - golden["out_train"]).abs().max() < 1e-4:
+            break
+    else:
+        pytest.fail("no way of the marginal bins gives the release's output")
+    loss = wfl(future, golden["y"])
     assert loss.item() == pytest.approx(float(golden["wfl"]), rel=1e-5)
-    model.zero_grad()
     loss.backward()
     checked = 0
     for name, parameter in model.named_parameters():

@@ -1,0 +1,59 @@
+"""How long scoring takes: 10,000 sequences of 10 frames of 64x64, every metric of every protocol but LPIPS.
+
+    python benchmarks/metrics.py [--device cuda]
+
+Prints seconds, and writes benchmarks/results/metrics.json. Frames are noise; making them is not timed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO))
+
+from API.metrics import PROTOCOLS, Scores  # noqa: E402
+from API.recorder import environment  # noqa: E402
+
+
+def run() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--sequences", type=int, default=10_000)
+    parser.add_argument("--batch_size", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    future = torch.rand(args.batch_size, 10, 1, 64, 64, device=device)
+    predicted = (future + 0.1 * torch.randn_like(future)).clamp(-0.1, 1.1)
+    result = {}
+    for name, protocols in {"strict": ["strict"], "all protocols": list(PROTOCOLS)}.items():
+        seconds = []
+        for _ in range(args.rounds + 1):  # the first warms up
+            scores, began = Scores(protocols), time.perf_counter()
+            for _ in range(args.sequences // args.batch_size):
+                scores.update(predicted, future)
+            scores.summary()  # reads the results, so waits for the device
+            seconds.append(time.perf_counter() - began)
+        result[name] = {"seconds": statistics.median(seconds[1:]), "min": min(seconds[1:]), "max": max(seconds[1:])}
+        print(f"{args.sequences} sequences, {name:<14} {result[name]['seconds']:.2f} s on {device}", flush=True)
+    output = REPO / "benchmarks/results" / ("metrics.json" if device.type == "cpu" else f"metrics_{device.type}.json")
+    output.parent.mkdir(exist_ok=True)
+    content = {
+        "date": date.today().isoformat(),
+        "environment": environment(),
+        "sequences": args.sequences,
+        "result": result,
+    }
+    output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run()
