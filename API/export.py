@@ -16,49 +16,43 @@ from .writers import check_output
 
 KINDS = (".pt2", ".onnx", ".safetensors")
 TOLERANCE = 1e-4
-OLDEST = (2, 6)  # PyTorch whose exporter knows the FFT, and ONNX through torch.export
+TESTED = "2.15"  # a PyTorch whose exporters manage it; 2.6 does not
 
 
 def write_export(
-    model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path, prepare_onnx: Callable[[], None]
+    model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path, without_fft: Callable[[], None]
 ) -> str:
     """Write model to path in the format of its name; returns a line about it. Arguments as export_model's."""
     check_output(path, KINDS)
     if path.suffix == ".safetensors":
         save_safetensors(model.state_dict(), config, path)
         return f"{path}: the weights, with the flags as metadata; every --ckpt takes it"
-    deviation = export_model(model, tuple(in_shape), path, prepare_onnx)
+    deviation = export_model(model, tuple(in_shape), path, without_fft)
     return f"{path}: past (B, {', '.join(map(str, in_shape))}) -> future, any B; deviates by {deviation:.1e} at most"
 
 
-def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, prepare_onnx: Callable[[], None]) -> float:
+def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, without_fft: Callable[[], None]) -> float:
     """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns the largest deviation seen.
 
-    prepare_onnx: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where what was
+    without_fft: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where what was
     written deviates by more than 1e-4.
     """
-    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < OLDEST:
-        needed = ".".join(map(str, OLDEST))
-        raise ValueError(f"--output {path}: this export needs PyTorch {needed} or newer, not {torch.__version__}")
     model = model.eval().requires_grad_(False)
     example, others = torch.rand(2, *in_shape), [torch.rand(b, *in_shape) for b in (1, 3)]
     expected = [model(past) for past in (example, *others)]
     partial = path.with_name(f".partial.{path.name}")
-    batch = torch.export.Dim("batch", min=1)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporters' notes to their own developers
-            if path.suffix == ".onnx":
-                prepare_onnx()
-                torch.onnx.export(
-                    model, (example,), str(partial), input_names=["past"], output_names=["future"], dynamo=True,
-                    dynamic_shapes={"past": {0: batch}}, external_data=False, verbose=False,
-                )  # fmt: skip
-                run = onnx_runner(partial)
-            else:
-                program = torch.export.export(model, (example,), dynamic_shapes={"past": {0: batch}})
-                torch.export.save(program, str(partial))
-                run = torch.export.load(str(partial)).module()
+        if path.suffix == ".onnx":
+            without_fft()
+        try:
+            run = (
+                export_onnx(model, example, partial)
+                if path.suffix == ".onnx"
+                else export_program(model, example, partial)
+            )
+        except Exception as error:  # exporters fail in many ways, the older the more
+            known = f"PyTorch {torch.__version__} cannot export it ({type(error).__name__}); {TESTED} is known to"
+            raise ValueError(f"--output {path}: {known}") from error
         deviation = max((run(p) - e).abs().max().item() for p, e in zip((example, *others), expected))
         if not deviation <= TOLERANCE:
             raise ValueError(f"--output {path}: what was exported deviates by {deviation:.2g} from the model; not kept")
@@ -66,6 +60,26 @@ def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, prepar
     finally:
         partial.unlink(missing_ok=True)
     return deviation
+
+
+def export_program(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write a torch.export program with any batch size, and load it again to run."""
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (example,), dynamic_shapes={"past": {0: batch}})
+    torch.export.save(program, str(path))
+    return torch.export.load(str(path)).module()
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write an ONNX file with any batch size, and load it to run with onnxruntime on the CPU."""
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's notes to its own developers
+        torch.onnx.export(
+            model, (example,), str(path), input_names=["past"], output_names=["future"], dynamo=True,
+            dynamic_shapes={"past": {0: batch}}, external_data=False, verbose=False,
+        )  # fmt: skip
+    return onnx_runner(path)
 
 
 def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:

@@ -1,12 +1,11 @@
 import copy
-import itertools
 
 import pytest
 import torch
 from conftest import TINY
 
 from DFDNet import DFDNet, release_name
-from TemporalModule import DFDB, ThresholdFilter
+from TemporalModule import DFDB
 from WFL import WeightedFrequencyLoss
 
 
@@ -132,49 +131,40 @@ def test_release_mode_equals_the_release_in_evaluation(golden):
         assert (model(golden["x"]) - golden["out_eval"]).abs().max() < 1e-5
 
 
-def knife_edges(model: DFDNet, x: torch.Tensor) -> list[tuple[ThresholdFilter, int]]:
-    """(filter, signal) where a high bin is at the threshold but for float32's rounding: it may fall either way."""
-    found = []
-
-    def look(module, inputs):
-        magnitude = torch.fft.rfft(inputs[0], norm="ortho").abs()[..., module.cutoff :]
-        near = (magnitude - module.threshold.flatten()[:, None]).abs() < 1e-6
-        found.extend((module, signal) for signal in near.any(-1).any(0).nonzero().flatten().tolist())
-
-    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, ThresholdFilter)]
-    model(x)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def test_release_mode_equals_the_release_in_training(golden):
-    """Outputs, loss and gradients. Two of the 300,000 high bins lie within 2e-7 of their threshold, and on which side
-    depends on PyTorch's version and threads: one of the ways they can fall must be the release's."""
+def worst_in_training(golden: dict, x: torch.Tensor) -> dict[str, float]:
+    """How far outputs, loss and gradient norms in training mode are from the release's, as parts of what is allowed."""
     wfl = WeightedFrequencyLoss(4, 64, 64, release=True)
-    assert wfl(golden["out_train"], golden["y"]).item() == pytest.approx(float(golden["wfl"]), rel=1e-5)
-    edges = knife_edges(DFDNet.from_release(golden["state_dict"]).train(), golden["x"])
-    assert len(edges) <= 3
-    for sides in itertools.product((0.0, -2e-6, 2e-6), repeat=len(edges)):
-        model = DFDNet.from_release(golden["state_dict"]).train()
-        for (module, signal), side in zip(knife_edges(model, golden["x"]), sides):
-            module.threshold.data.view(-1)[signal] += side
-        future = model(golden["x"])
-        if (future - golden["out_train"]).abs().max() < 1e-4:
-            break
-    else:
-        pytest.fail("no way of the marginal bins gives the release's output")
+    model = DFDNet.from_release(golden["state_dict"]).train()
+    future = model(x)
     loss = wfl(future, golden["y"])
-    assert loss.item() == pytest.approx(float(golden["wfl"]), rel=1e-5)
     loss.backward()
-    checked = 0
+    worst = {
+        "out": (future - golden["out_train"]).abs().max().item() / 1e-4,
+        "loss": abs(loss.item() / float(golden["wfl"]) - 1) / 1e-5,
+    }
     for name, parameter in model.named_parameters():
         expected = golden["grad_norm"].get(release_name(name))
         if parameter.requires_grad and expected is not None:
             # the bias before a BatchNorm has no gradient but rounding noise, in theirs (1e-5) as in ours
-            assert parameter.grad.norm().item() == pytest.approx(float(expected), rel=1e-3, abs=1e-4), name
-            checked += 1
-    assert checked > 350
+            allowed = max(1e-3 * float(expected), 1e-4)
+            worst[name] = abs(parameter.grad.norm().item() - float(expected)) / allowed
+    assert len(worst) > 350
+    return worst
+
+
+def test_release_mode_equals_the_release_in_training(golden):
+    """Outputs, loss and every gradient. A few of the millions of gates and ReLUs are at their edge but for float32's
+    rounding, and fall one way or the other by PyTorch's version and threads, as they do if x is moved by 1e-7: one of
+    the ways must be the release's."""
+    wfl = WeightedFrequencyLoss(4, 64, 64, release=True)
+    assert wfl(golden["out_train"], golden["y"]).item() == pytest.approx(float(golden["wfl"]), rel=1e-5)
+    misses = []
+    for attempt in range(40):
+        worst = worst_in_training(golden, golden["x"] + (attempt > 0) * 1e-7 * torch.randn_like(golden["x"]))
+        if max(worst.values()) < 1:
+            return
+        misses.append(max(worst, key=worst.get))
+    pytest.fail(f"no way that the marginal bins fall is the release's; off most: {misses}")
 
 
 def test_everything_but_frames_out_and_cutoff_is_read_off_a_release_checkpoint(golden):
