@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace as Config
 
@@ -17,12 +17,14 @@ from API.device import Machine, Progress
 from API.evaluation import evaluate
 from API.explain import draw_filters
 from API.export import write_export
+from API.interrupt import Interrupted, StopSignals
 from API.lpips import find_lpips
 from API.metrics import Scores
 from API.predict import Predictor, Request
 from API.predict import predict as predict_clips
 from API.recorder import (
     Recorder,
+    SaveEvery,
     describe_epoch,
     load_checkpoint,
     random_states,
@@ -138,72 +140,105 @@ def load_weights(model: DFDNet, config: Config, state: Mapping, path: str) -> DF
 # Training -----------------------------------------------------------------------------------------------------------
 
 
+class Training:
+    """The moving parts of a run, and where it stands: whole epochs done, steps done of the next, their total loss."""
+
+    def __init__(self, model: DFDNet, config: Config, steps_an_epoch: int) -> None:
+        self.model, self.config = model, config
+        self.optimizer, self.scheduler = build_optimizer(model, config, steps_an_epoch)
+        self.epoch, self.step, self.total, self.best = 0, 0, 0.0, math.inf
+
+    def checkpoint(self) -> dict:
+        """All that going on from here needs, as tensors and plain values."""
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scheduler")}
+        place = {name: getattr(self, name) for name in ("epoch", "step", "total", "best")}
+        return {**parts, **place, "random": random_states(), "config": vars(self.config)}
+
+    def restore(self, state: Mapping) -> None:
+        """Go on from a checkpoint. Raises ValueError where it does not fit."""
+        load_weights(self.model, self.config, state, "--resume")
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            restore_random_states(state["random"])
+            self.epoch, self.step, self.total, self.best = (state[n] for n in ("epoch", "step", "total", "best"))
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"--resume: the checkpoint holds no run to go on with ({error})") from None
+
+
 def train(config: Config, state: Mapping | None = None) -> None:
-    """Train, validate every log_step epochs, then test the best checkpoint. state: of the checkpoint to resume from."""
+    """Train, validate every log_step epochs, then test the best checkpoint. state: of the checkpoint to resume from.
+
+    Raises Interrupted, all saved, after a signal to stop.
+    """
     machine = prepare(config)
     check_sizes(**{flag: getattr(config, flag) for flag in MODEL_FLAGS if flag != "release"})
-    loaders = build_loaders(config, machine, ("train", "val", "test"))  # all: a missing test set shows up now
-    model = build_model(config)
-    criterion = build_criterion(config).to(machine.device)
-    recorder = Recorder(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
-    if config.init:
-        model = load_weights(model, config, load_checkpoint(config.init), config.init)
-    model.to(machine.device)
-    optimizer, scheduler = build_optimizer(model, config, len(loaders["train"]))
-    epoch, best = 0, math.inf
     if state is not None:
         refuse_changed_flags(vars(config), state["config"], RUN_FLAGS)
-        load_weights(model, config, state, "--resume")
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        restore_random_states(state["random"])
-        epoch, best = state["epoch"], state["best"]
-        recorder.forget_after(epoch)
+    loaders = build_loaders(config, machine, ("train", "val", "test"))  # all: a missing test set shows up now
+    model = build_model(config)
+    if config.init and state is None:
+        model = load_weights(model, config, load_checkpoint(config.init), config.init)
+    training = Training(model.to(machine.device), config, len(loaders["train"]))
+    if state is not None:
+        training.restore(state)
+    recorder = Recorder(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
+    recorder.forget_after(training.epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
     if config.compile:
         model.temporal.compile_blocks()
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    run = f"{config.epochs - epoch} epochs of {len(loaders['train'])} steps of {config.batch_size}"
+    run = f"epochs {training.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
     recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {run}, on {machine}: {recorder.folder}")
-    board = visualize.Board(recorder.folder)
-    while epoch < config.epochs:
-        loaders["train"].batch_sampler.epoch = epoch
-        epoch += 1
-        title = f"epoch {epoch}/{config.epochs}"
-        record = {"epoch": epoch} | train_one_epoch(
-            model, criterion, loaders["train"], optimizer, scheduler, machine, config.grad_clip, title
-        )
-        if checked := epoch % config.log_step == 0 or epoch == config.epochs:
-            scores, example = validate(model, criterion, loaders["val"], machine)
-            record |= scores
-            board.picture(epoch, *example)
-        recorder.epoch(record)
-        board.scalars(epoch, record)
-        recorder.log(f"{title}  {describe_epoch(record)}")
-        if checked:
-            is_best, best = record["val_mse"] < best, min(best, record["val_mse"])
-            kept = checkpoint(model, optimizer, scheduler, epoch, best, config)
-            if is_best:
-                save_checkpoint(recorder.checkpoints / "best.pth", kept)
-            save_checkpoint(recorder.checkpoints / "last.pth", kept)
-    board.close()
+    train_epochs(training, loaders, machine, recorder)
     visualize.training_curves(recorder.history(), recorder.figures / "training.png")
     path = recorder.checkpoints / "best.pth"
     load_weights(model, config, load_checkpoint(path), str(path))
     evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine, path))
 
 
-def checkpoint(model, optimizer, scheduler, epoch: int, best: float, config: Config) -> dict:
-    """All that going on from here needs, as tensors and plain values."""
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "random": random_states(),
-        "epoch": epoch,
-        "best": best,
-        "config": vars(config),
-    }
+def train_epochs(training: Training, loaders: Mapping[str, DataLoader], machine: Machine, recorder: Recorder) -> None:
+    """The epochs that are left; recorded, validated and saved."""
+    config, batches = training.config, loaders["train"].batch_sampler
+    criterion = build_criterion(config).to(machine.device)
+    board, last = visualize.Board(recorder.folder, training.epoch), recorder.checkpoints / "last.pth"
+    due = SaveEvery(config.save_every)
+    with StopSignals() as stop:
+
+        def after_step(step: int, total: Tensor, check: Callable[[], None]) -> None:
+            if stop.asked or due(step):
+                check()  # a model that has met a loss that is not finite is not saved
+                training.step, training.total = step, total.item()
+                save_checkpoint(last, training.checkpoint())
+            if stop.asked:
+                raise Interrupted(f"stopped in epoch {training.epoch + 1}, step {step}; go on with --resume")
+
+        while training.epoch < config.epochs:
+            epoch = training.epoch + 1
+            title = f"epoch {epoch}/{config.epochs}"
+            batches.epoch, batches.start = epoch - 1, training.step
+            record = {"epoch": epoch} | train_one_epoch(
+                training.model, criterion, loaders["train"], training.optimizer, training.scheduler, machine,
+                config.grad_clip, title, training.step, training.total, after_step,
+            )  # fmt: skip
+            if checked := epoch % config.log_step == 0 or epoch == config.epochs:
+                scores, example = validate(training.model, criterion, loaders["val"], machine)
+                record |= scores
+                board.picture(epoch, *example)
+            training.epoch, training.step, training.total = epoch, 0, 0.0
+            if checked:
+                is_best, training.best = record["val_mse"] < training.best, min(training.best, record["val_mse"])
+            recorder.epoch(record)
+            board.scalars(epoch, record)
+            recorder.log(f"{title}  {describe_epoch(record)}")
+            if checked:
+                kept = training.checkpoint()
+                if is_best:
+                    save_checkpoint(recorder.checkpoints / "best.pth", kept)
+                save_checkpoint(last, kept)
+            if stop.asked:
+                raise Interrupted(f"stopped after epoch {epoch}; go on with --resume")
+    board.close()
 
 
 def train_one_epoch(
@@ -215,27 +250,31 @@ def train_one_epoch(
     machine: Machine,
     grad_clip: float | None = None,
     title: str = "training",
+    step: int = 0,
+    total: float = 0.0,
+    after_step: Callable[[int, Tensor, Callable[[], None]], None] | None = None,
 ) -> dict[str, float]:
     """One pass: {"train_loss", "lr", "seconds", "sequences_per_second", "waiting" (share of time waiting for data)}.
 
+    step, total: steps done before, which the loader skips, and the sum of their losses. after_step is called after
+    every step with the steps done, the sum of losses, and a function that raises where one was not finite.
     Raises ValueError at a loss that is not finite, with its epoch and step.
     """
     model.train()
-    total = torch.zeros((), device=machine.device)
-    bad_step = torch.full(
-        (), -1, device=machine.device
-    )  # of the first loss that is not finite; read now and then, not each step
+    total = torch.tensor(total, device=machine.device)
+    # The first step whose loss is not finite; read now and then, not each step.
+    bad_step = torch.full((), -1, device=machine.device)
     sequences, waited, began = 0, 0.0, time.perf_counter()
     progress = Progress(len(loader), title)
 
     def check() -> None:
-        if (step := int(bad_step)) >= 0:
+        if (bad := int(bad_step)) >= 0:
             raise ValueError(
-                f"{title}, step {step + 1}: the loss is not finite; lower --lr, set --grad_clip 1 or use --precision "
+                f"{title}, step {bad + 1}: the loss is not finite; lower --lr, set --grad_clip 1 or use --precision "
                 "fp32. The last good checkpoint is kept"
             )
 
-    batches, step, mark = iter(loader), 0, time.perf_counter()
+    batches, mark = iter(loader), time.perf_counter()
     while (batch := next(batches, None)) is not None:
         past, future = machine.move(batch)  # (B, T, C, H, W), (B, T_out, C_out, H, W)
         waited += time.perf_counter() - mark
@@ -256,6 +295,8 @@ def train_one_epoch(
         if progress.due():
             check()
             progress.show(step, f"loss {loss.item():.1f}  lr {scheduler.get_last_lr()[0]:.2g}", sequences)
+        if after_step:
+            after_step(step, total, check)
         mark = time.perf_counter()
     progress.close()
     check()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from API.interrupt import RESUME_ME, Interrupted
 from API.presets import PRESETS
 
 MODES = ("train", "test", "predict", "compare", "explain", "export", "data", "summary")
@@ -41,7 +42,8 @@ DEFAULTS = dict(
     init=None,
     res_dir="results",
     ex_name=None,
-    resume=False,
+    resume=None,
+    save_every=None,
     overwrite=False,
     seed=1,
     device="auto",
@@ -76,6 +78,13 @@ def positive(kind: type) -> type:
 
     parse.__name__ = f"positive {kind.__name__}"
     return parse
+
+
+def steps_or_minutes(text: str) -> str:
+    """An argparse type: "500" steps or "10m" minutes."""
+    kind, number = (float, text[:-1]) if text.endswith("m") else (int, text)
+    positive(kind)(number)
+    return text
 
 
 def not_negative(text: str) -> int:
@@ -154,7 +163,16 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--res_dir", help="folder of all results")
     run.add_argument("--ex_name", help="name of this run, its folder in res_dir (default: the data set's name)")
-    run.add_argument("--resume", action=switch, help="go on with the run ex_name")
+    run.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        choices=("yes", "auto"),
+        help="go on with the run ex_name; auto: or start it",
+    )
+    run.add_argument(
+        "--save_every", type=steps_or_minutes, metavar="N", help="save within epochs too: every N steps, or Nm minutes"
+    )
     run.add_argument("--overwrite", action=switch, help="start the run ex_name anew, its checkpoints are lost")
     run.add_argument("--log_step", type=whole, help="epochs between validations, each with a checkpoint")
     run.add_argument("--seed", type=not_negative, help="of weights and training data")
@@ -221,6 +239,7 @@ def run(argv: Sequence[str]) -> None:
     """Parse, settle the flags, call the mode's function."""
     defaults, given = parse(argv)
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
+    from API.recorder import last_checkpoint
 
     mode = given["mode"]
     if mode == "compare" and not given["runs"]:
@@ -230,9 +249,10 @@ def run(argv: Sequence[str]) -> None:
     name = given.get("ex_name") or given.get("dataname", defaults["dataname"])
     checkpoint = given.get("ckpt")
     if mode == "train" and given.get("resume"):
-        checkpoint = Path(given.get("res_dir", defaults["res_dir"])) / name / "checkpoints" / "last.pth"
-        if not checkpoint.is_file():
-            raise ValueError(f"--resume: there is no {checkpoint} to go on from; leave --resume out to start")
+        folder = Path(given.get("res_dir", defaults["res_dir"])) / name
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is None and given["resume"] != "auto":
+            raise ValueError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
     if mode in ("test", "predict", "explain", "export") and not checkpoint:
         raise ValueError(f"{mode} needs --ckpt FILE, such as results/digits/checkpoints/best.pth")
     if mode == "export" and not given.get("output"):
@@ -257,7 +277,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Exit code 0, 2 after the user's mistake with one line about it, 130 after an interrupt."""
+    """Exit code 0; 2 after the user's mistake, with one line about it; 75 stopped, to be resumed; 130 interrupted."""
     try:
         run(sys.argv[1:])
     except (ValueError, OSError) as error:
@@ -265,6 +285,9 @@ def main() -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return RESUME_ME
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -1,10 +1,12 @@
 """Where and how to compute: device, precision, seeds, and a line of progress."""
 
 import os
+import random
 import sys
 import time
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +43,8 @@ class Machine:
     def __init__(self, device: str, gpu: int, precision: str, seed: int, deterministic: bool) -> None:
         self.device = choose_device(device, gpu)
         self.precision = choose_precision(precision, self.device)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one, which other packages may use
         torch.manual_seed(seed)
         torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = self.precision == "tf32"

@@ -9,6 +9,7 @@ import platform
 import random
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,19 +99,80 @@ def write_json(path: Path, content: Mapping) -> None:
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
+class SaveEvery:
+    """--save_every: called after a step, says whether to save: every so many steps ("500") or minutes ("10m")."""
+
+    def __init__(self, every: str | None) -> None:
+        minutes = every is not None and every.endswith("m")
+        self.steps = None if every is None or minutes else int(every)
+        self.seconds = float(every[:-1]) * 60 if minutes else None
+        self.last = time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        if self.seconds is not None and time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            return True
+        return self.steps is not None and step % self.steps == 0
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at path is kept: last.pth -> last.previous.pth."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
 def save_checkpoint(path: Path, state: Mapping) -> None:
-    """torch.save under a temporary name, fsync, rename: a kill at any instant leaves a whole checkpoint under path."""
+    """torch.save under a temporary name, fsync, rename: a kill at any instant leaves a whole checkpoint under path.
+
+    The checkpoint that was there is kept beside it, see previous. Raises ValueError where it cannot be written; what
+    was there is untouched then.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
             torch.save({**state, "digest": digest(state)}, file)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            link = path.with_name(path.name + ".link")
+            link.unlink(missing_ok=True)
+            os.link(path, link)  # so that path itself is never missing
+            link.replace(previous(path))
         partial.replace(path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error.strerror}); the checkpoint before it is untouched") from None
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"cannot write {path} ({reason}); the checkpoint before it is untouched") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in folder survive a power cut, where the system can."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The checkpoint to resume a run folder from: last.pth, or with a warning the one before where that is damaged.
+
+    None where there is none. Raises ValueError where both are damaged.
+    """
+    last = run / "checkpoints" / "last.pth"
+    there = [path for path in (last, previous(last)) if path.is_file()]
+    for path in there:
+        try:
+            load_checkpoint(path)
+        except ValueError as error:
+            if path is there[-1]:
+                raise
+            print(f"warning: {error}; going on from {there[-1].name}, the one before it", flush=True)
+        else:
+            return path
+    return None
 
 
 def load_checkpoint(path: Path) -> dict:

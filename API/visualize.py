@@ -173,8 +173,9 @@ def contact_sheet(datasets: Mapping[str, Sequence], path: Path, samples: int = 4
 class Board:
     """TensorBoard: every number of an epoch, and a picture of a prediction."""
 
-    def __init__(self, folder: Path) -> None:
-        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"))
+    def __init__(self, folder: Path, epoch: int = 0) -> None:
+        """epoch: how many are done; what was written of later ones is hidden."""
+        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=epoch + 1 if epoch else None)
 
     def scalars(self, epoch: int, record: Mapping) -> None:
         """A record of metrics.jsonl."""
