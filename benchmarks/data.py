@@ -79,13 +79,12 @@ def read(loader, seconds: float, epoch: int) -> float:
         loader.batch_sampler.epoch += 1
 
 
-def waiting(name: str, loader_name: str, root: Path, steps: int) -> dict[str, float]:
+def waiting(name: str, loader_name: str, root: Path, steps: int, batch_size: int | None) -> dict[str, float]:
     """The training loop's own account, over `steps` steps of the preset."""
     defaults, _ = main.parse(["--dataname", name])
-    config = SimpleNamespace(
-        **defaults,
-    )
+    config = SimpleNamespace(**defaults)
     config.data_root, config.dataname, config.stride = str(root), loader_name, 1
+    config.batch_size = batch_size or config.batch_size
     machine = core.prepare(config)
     model = core.build_model(config).to(machine.device)
     loader = core.build_loaders(config, machine, ("train",))["train"]
@@ -114,6 +113,9 @@ def run() -> None:
     parser.add_argument(
         "--train_steps", type=int, default=2, help="steps of each preset timed for its share of waiting"
     )
+    parser.add_argument(
+        "--train_batch", type=int, help="batch of those steps where the preset's does not fit the memory"
+    )
     parser.add_argument("--only", nargs="+", help="rows to measure")
     parser.add_argument("--output", type=Path, default=REPO / "benchmarks/results/data.json")
     args = parser.parse_args()
@@ -141,7 +143,7 @@ def run() -> None:
             result["microseconds_a_sequence"] = 1e6 / result["sequences_per_second"][0]
             del loaders
             if args.train_steps and row in PRESETS:
-                result |= waiting(row, name, root, args.train_steps)
+                result |= waiting(row, name, root, args.train_steps, args.train_batch)
         rows.append(result)
         speeds = "  ".join(f"{w}: {rate:8,.0f}/s" for w, rate in result["sequences_per_second"].items())
         wait = (
