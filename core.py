@@ -69,8 +69,8 @@ def build_criterion(config: Config) -> WeightedFrequencyLoss:
 
 
 def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> dict[str, DataLoader]:
-    """The data of the flags."""
-    return load_data(
+    """The data of the flags; a line for every clip that --skip_bad leaves out."""
+    loaders = load_data(
         config.dataname,
         data_root=config.data_root,
         in_shape=config.in_shape,
@@ -83,6 +83,10 @@ def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> 
         splits=splits,
         **{flag: getattr(config, flag) for flag in DATA_FLAGS},
     )
+    skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
+    for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
+        print(f"left out: {reason}", flush=True)
+    return loaders
 
 
 def build_optimizer(

@@ -6,7 +6,6 @@ file, or a folder with predictions.npz, that holds `future` and `predicted` (N, 
 
 import csv
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ import torch
 
 from . import visualize
 from .metrics import HIGHER_IS_BETTER, PROTOCOLS, Scores, describe
-from .recorder import write_atomically
+from .recorder import read_arrays, write_atomically
 
 CONFIDENCE = 1.96  # standard errors: 95 % of a normal distribution
-MOST_BYTES = 2**34
 
 
 @dataclass
@@ -31,23 +29,9 @@ class Run:
     frames: dict[str, np.ndarray]  # past (perhaps), future, predicted
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an npz. Raises ValueError, naming path, where it is not a sound one of plain numbers."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > MOST_BYTES:
-                raise ValueError(f"{path}: unpacks to more than {MOST_BYTES >> 30} GiB")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
-        raise ValueError(f"{path}: not a sound npz file ({error})") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0][:120]}") from None
-
-
 def load_frames(path: Path) -> dict[str, np.ndarray]:
     """future and predicted, and past where it is there, of a predictions file."""
-    arrays = load_arrays(path)
+    arrays = read_arrays(path)
     for name in ("future", "predicted"):
         if name not in arrays or arrays[name].ndim != 5 or arrays[name].dtype.kind not in "fu":
             raise ValueError(f"{path}: needs an array '{name}' (N, T, C, H, W) of floats in [0, 1] or uint8")
@@ -64,7 +48,7 @@ def load_run(path: Path, protocols: Sequence[str]) -> Run:
     predictions = path if path.suffix == ".npz" else path / "predictions.npz"
     frames = load_frames(predictions) if predictions.is_file() else {}
     if (path / "scores.npz").is_file():
-        arrays = load_arrays(path / "scores.npz")
+        arrays = read_arrays(path / "scores.npz")
         values = {name.removeprefix("model/"): a for name, a in arrays.items() if name.startswith("model/")}
         needed = {m for p in protocols for metric, m in PROTOCOLS[p].items() if metric != "lpips"}
         if missing := sorted(needed - set(values)):

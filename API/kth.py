@@ -20,8 +20,8 @@ ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walkin
 FAST, FAST_STRIDE = ("jogging", "running"), 3
 TRAIN_PERSONS, TEST_PERSONS = range(1, 17), range(17, 26)
 VAL_PERSONS = 2  # of the training side, chosen by the seed
-# Windows of train + val and of test that the field reports for 10 -> 20 frames, asserted where the data is complete:
-# train with windows of 20 frames, test with windows of 30.
+# Windows of 10 -> 20 frames of the training side (train and val) and of test that the field reports; asserted by the
+# tests where the data is complete.
 PUBLISHED = {"train": 5200, "test": 3167}
 VIDEOS = 599  # of 25 x 6 x 4: one was lost by its authors
 HELP = "see data/kth/README.md, or run `bash data/kth/download_kth.sh`"
@@ -86,7 +86,7 @@ def persons(split: str, seed: int) -> set[int]:
 
 
 def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWindows:
-    """Windows of a split. Training windows for the published counts are 10 -> 10 frames, test windows 10 -> 20."""
+    """Windows of a split, by the field's convention unless --stride is given."""
     root = Path(data_root) / "kth"
     who = persons(split, seed)
     videos = [(clip, numbers) for clip, numbers in find_videos(root) if person_of(clip) in who]

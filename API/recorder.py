@@ -20,6 +20,8 @@ from torch import Tensor
 
 from .export import load_safetensors
 
+MOST_ARRAY_BYTES = 2**34  # that an npz file may unpack to
+
 
 class Recorder:
     """Owns a run folder. Training enters one with checkpoints in it only to resume, or empties it with overwrite;
@@ -92,6 +94,20 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     data = io.BytesIO()
     np.savez_compressed(data, **arrays)
     write_atomically(path, data.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an npz. Raises ValueError, naming path, where it is not a sound one of plain numbers."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(item.file_size for item in archive.infolist()) > MOST_ARRAY_BYTES:
+                raise ValueError(f"unpacks to more than {MOST_ARRAY_BYTES >> 30} GiB")
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{path}: not a sound npz file ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0][:120]}") from None
 
 
 def write_json(path: Path, content: Mapping) -> None:

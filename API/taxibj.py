@@ -7,13 +7,14 @@ Values are scaled to [0, 1], and the metrics are on that scale: the npz linearly
 the training side. From h5 files the last four weeks of the last one are the test set.
 """
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from .recorder import read_arrays
 
 ARRAYS = ("X_train", "Y_train", "X_test", "Y_test")
 YEARS = ("BJ13", "BJ14", "BJ15", "BJ16")
@@ -54,21 +55,10 @@ class Flows(Dataset):
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The four arrays. Raises ValueError, naming path, where one is missing or is not what it should be."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > MOST_BYTES:
-                raise ValueError(f"{path}: unpacks to more than {MOST_BYTES >> 30} GiB")
-        with np.load(path, allow_pickle=False) as archive:
-            if missing := [name for name in ARRAYS if name not in archive.files]:
-                raise ValueError(f"{path}: has no array {missing[0]}: {HELP}")
-            arrays = {}
-            for name in ARRAYS:
-                try:
-                    arrays[name] = archive[name]
-                except ValueError as error:
-                    raise ValueError(f"{path}: {name} cannot be read ({str(error).splitlines()[0][:80]})") from None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path}: not a sound npz file ({error}): {HELP}") from None
+    arrays = read_arrays(path)
+    if missing := [name for name in ARRAYS if name not in arrays]:
+        raise ValueError(f"{path}: has no array {missing[0]}: {HELP}")
+    arrays = {name: arrays[name] for name in ARRAYS}
     for name, array in arrays.items():
         if array.ndim != 5 or array.shape[2:] != (2, 32, 32) or array.dtype.kind not in "fiu" or len(array) == 0:
             raise ValueError(f"{path}: {name} is {array.shape} {array.dtype}, expected (N, frames, 2, 32, 32)")
