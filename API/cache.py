@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .clips import BadClip, Clip, fit, read_frames
+from .dataloader import BatchedDataset
 
 HEADER = 128  # bytes; numpy's own header for such arrays has this length
 
@@ -122,13 +122,11 @@ def open_all(
     return good, lengths, skipped
 
 
-class ClipWindows(Dataset):
+class ClipWindows(BatchedDataset):
     """index -> (past (T, C, H, W), future (T_out, C, H, W)), float32 in [0, 1].
 
     windows: (N, 1 + T + T_out): a clip's number, and the positions of the window's frames in it.
     """
-
-    generated = False
 
     def __init__(
         self, cache: ClipCache, clips: Sequence[Clip], windows: np.ndarray, T: int, skipped: Sequence[str] = ()
@@ -137,10 +135,6 @@ class ClipWindows(Dataset):
 
     def __len__(self) -> int:
         return len(self.windows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        past, future = self.__getitems__([index])
-        return past[0], future[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch at once: (B, T, C, H, W), (B, T_out, C, H, W)."""

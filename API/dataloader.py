@@ -18,6 +18,17 @@ from .presets import PRESETS
 SPLITS = ("train", "val", "test")
 
 
+class BatchedDataset(Dataset):
+    """A data set that makes batches at once, by __getitems__; a single item is a batch of one."""
+
+    generated = False
+    skipped: Sequence[str] = ()  # what was left out of it, in words
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        past, future = self.__getitems__([index])
+        return past[0], future[0]
+
+
 class EpochBatches(Sampler):
     """Lists of item indices, one a batch: a pure function of (seed, epoch), so that any epoch can be entered anywhere.
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .recorder import Recorder, write_json
-from .visualize import COPY, LINEAR, MODEL, as_image, save_figure
+from .visualize import COPY, LINEAR, MODEL, as_image, frame_rows, save_figure
 
 PLACES = (
     ("branch_r1", "filter_h", "r₁, height"),
@@ -104,18 +104,9 @@ def draw_modes(
     past: np.ndarray, future: np.ndarray, predicted: Mapping[str, np.ndarray], mse: Mapping, path: Path
 ) -> None:
     """One sequence: truth, and the prediction with the filter as learned, off, and passing low frequencies only."""
-    rows = [("past", past), ("truth", future), *predicted.items()]
-    columns = max(len(frames) for _, frames in rows)
-    figure = Figure(figsize=(columns * 0.9 + 1.6, len(rows) * 0.95))
-    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.08))
-    for (name, frames), line in zip(rows, axes):
-        for axis in line:
-            axis.set_axis_off()
-        for axis, frame in zip(line, frames):
-            axis.imshow(as_image(frame), interpolation="nearest")
-        label = f"filter {name}\nMSE {mse[name]:.1f}" if name in mse else name
-        line[0].text(-0.12, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    save_figure(figure, path)
+    rows = {"past": past, "truth": future}
+    rows |= {f"filter {mode}\nMSE {mse[mode]:.1f}": frames for mode, frames in predicted.items()}
+    frame_rows([(label, [as_image(frame) for frame in frames]) for label, frames in rows.items()], path)
 
 
 def draw_filters(

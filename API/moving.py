@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from .dataloader import BatchedDataset
 
 DIGITS_A_SEQUENCE = 2
 STEP = 0.1  # of the free canvas, per frame
@@ -44,7 +45,7 @@ def trajectories(u: np.ndarray, frames: int) -> np.ndarray:
     return path
 
 
-class MovingDigits(Dataset):
+class MovingDigits(BatchedDataset):
     """Generated sequences: number -> (past (T, 1, H, W), future (T_out, 1, H, W)), float32 in [0, 1].
 
     digits: (N, side, side) uint8 images. Sequence `number` is a pure function of (seed, stream, number), whoever asks
@@ -75,10 +76,6 @@ class MovingDigits(Dataset):
 
     def __len__(self) -> int:
         return self.length
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        past, future = self.__getitems__([number])
-        return past[0], future[0]
 
     def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
         """A batch at once: (B, T, 1, H, W), (B, T_out, 1, H, W)."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from .dataloader import BatchedDataset
 from .recorder import read_arrays
 
 ARRAYS = ("X_train", "Y_train", "X_test", "Y_test")
@@ -24,24 +24,17 @@ MOST_BYTES = 2**33
 HELP = "see data/taxibj/README.md"
 
 
-class Flows(Dataset):
+class Flows(BatchedDataset):
     """index -> (past (T, 2, 32, 32), future (T_out, 2, 32, 32)), float32 in [0, 1], from (M, 2, 32, 32) frames.
 
     windows: (N, T + T_out) frame numbers.
     """
-
-    generated = False
-    skipped = ()
 
     def __init__(self, frames: np.ndarray, windows: np.ndarray, T: int, name: str) -> None:
         self.frames, self.windows, self.T, self.name = frames, windows, T, name
 
     def __len__(self) -> int:
         return len(self.windows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        past, future = self.__getitems__([index])
-        return past[0], future[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch at once."""

@@ -137,15 +137,20 @@ def side_by_side(frames: Mapping[str, Mapping[str, np.ndarray]], sequences: int,
         lines.append((f"truth {k}", truth))
         blank = [np.full_like(truth[0], 255)] * len(past)
         lines += [(name, blank + [as_image(frame) for frame in run["predicted"][k]]) for name, run in frames.items()]
-    columns = max(len(images) for _, images in lines)
-    figure = Figure(figsize=(columns * 0.8 + 1.2, len(lines) * 0.85))
-    axes = figure.subplots(len(lines), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.04))
-    for (name, images), line in zip(lines, axes):
+    frame_rows(lines, path)
+
+
+def frame_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path) -> None:
+    """Labelled rows of images, one below the other."""
+    columns = max(len(images) for _, images in rows)
+    figure = Figure(figsize=(columns * 0.9 + 1.6, len(rows) * 0.95))
+    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.08))
+    for (label, images), line in zip(rows, axes):
         for axis in line:
             axis.set_axis_off()
         for axis, image in zip(line, images):
             axis.imshow(image, interpolation="nearest")
-        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
+        line[0].text(-0.12, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     save_figure(figure, path)
 
 
