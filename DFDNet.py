@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from TemporalModule import TemporalModule
+from TemporalModule.lean import keep_inputs, keep_products
 from TemporalModule.temporal import SEGMENTS
 
 
@@ -126,9 +127,10 @@ class DFDNet(nn.Module):
     def predict_once(self, past: Tensor) -> Tensor:
         """T frames -> the next T frames: (B, T, C, H, W) -> (B, T, C_out, H, W)."""
         B = past.shape[0]
-        e = self.encoder(past.flatten(0, 1))  # [(B*T, D, H_i, W_i)]
+        call = keep_inputs if self.temporal.checkpoint_blocks else keep_products  # for backward
+        e = call(self.encoder, past.flatten(0, 1))  # [(B*T, D, H_i, W_i)]
         m = self.temporal([e_i.reshape(B, self.T * self.D, *e_i.shape[2:]) for e_i in e])  # [(B, P, H_i, W_i)]
-        frames = self.decoder([m_i.reshape(B * self.T, self.D, *m_i.shape[2:]) for m_i in m])
+        frames = call(self.decoder, [m_i.reshape(B * self.T, self.D, *m_i.shape[2:]) for m_i in m])
         return frames.unflatten(0, (B, self.T))
 
     @classmethod

@@ -2,37 +2,66 @@
 
 from collections.abc import Callable, Sequence
 
+import os
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+
+class StorageLedger(TorchDispatchMode):
+    """Within, notes the memory of every tensor that is made; alive() adds up what of it still lives, in bytes.
+
+    After a forward pass, with the result dropped or small, that is what backward keeps, by whatever means.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def alive(self, without: set[int] = frozenset()) -> int:
+        """Bytes; without: the keys (storage._cdata) of memory that does not count."""
+        return sum(size for key, (ref, size) in self.made.items() if key not in without and not ref.expired())
+
+
+def kept_bytes(model: nn.Module, past: torch.Tensor, bfloat16: bool) -> int:
+    """What model keeps for backward after predicting from past (B, T, C, H, W): all but past, weights and buffers."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers(), past)}
+    with StorageLedger() as ledger, torch.autocast(past.device.type, torch.bfloat16, enabled=bfloat16):
+        future = model(past)
+    kept = ledger.alive(own)
+    del future
+    return kept
 
 
 def costs(build: Callable[[], nn.Module], in_shape: Sequence[int], bfloat16: bool = False) -> dict[str, float]:
     """Of the model that `build` makes, for one sequence (T, C, H, W): parameters, multiply-adds of a forward pass
-    (matrix products and convolutions; FFTs and pointwise work are not counted), and bytes that autograd keeps.
+    (matrix products and convolutions; FFTs and pointwise work are not counted), bytes kept for backward a sequence,
+    and bytes kept whatever the batch (bfloat16 copies of the weights).
     """
-    kept: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # while we count, an address stays the same tensor's
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(tensor)
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
     with FakeTensorMode():
-        model, past = build().train(), torch.empty(2, *in_shape)  # two, as BatchNorm wants more than one value
-        weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-        with FlopCounterMode(display=False) as counter, hooks, autocast:
-            model(past)
+        model = build().train()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(2, *in_shape))  # two, as BatchNorm wants more than one value
+        two, four = (kept_bytes(model, torch.empty(batch, *in_shape), bfloat16) for batch in (2, 4))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "multiply_adds": counter.get_total_flops() / 2 / len(past),
-        "activation_bytes": sum(kept.values()) / len(past),
+        "multiply_adds": counter.get_total_flops() / 4,
+        "activation_bytes": (four - two) / 2,
+        "constant_bytes": 2 * two - four,
     }
 
 

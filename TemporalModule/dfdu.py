@@ -21,45 +21,81 @@ START = 0.3
 WIDTH = 0.1
 
 
-class SpectralGate(torch.autograd.Function):
+@torch.library.custom_op("dfdnet::spectral_gate", mutates_args=())
+def spectral_gate(x: Tensor, threshold: Tensor, cutoff: int, width: float) -> tuple[Tensor, Tensor]:
     """The hard gate, the inverse FFT and the halving in one step, with a surrogate gradient for the thresholds.
 
     forward   X = rfft(x); X[k] = 0 where k >= cutoff and |X[k]| < threshold; y = irfft(X); every second sample of y.
     backward  x gets the exact gradient of that linear map, the gate held fixed. The threshold gets the gradient it
               would have if the gate were g = sigmoid((|X| - threshold) / width): dg / d threshold = -g (1 - g) / width.
 
-    For even L the samples that would be thrown away are never computed: y[::2] is the inverse FFT of half the length of
-    the folded spectrum X[k] + conj(X[L/2 - k]). Kept for backward: one byte per high bin, and x where thresholds learn
-    (its spectrum is taken again), no complex tensor.
+    x (B, N, L), threshold (N,) -> (B, N, ceil(L / 2)), and the gate: (B, N, high bins), True where closed. For even L
+    the samples that would be thrown away are never computed: y[::2] is the inverse FFT of half the length of the folded
+    spectrum X[k] + conj(X[L/2 - k]). Backward keeps the gate and x, and takes x's spectrum again: no complex tensor.
+
+    One operator to PyTorch, so that a compiler, which knows no complex numbers, leaves it whole.
     """
+    return _gate(x, threshold, cutoff)
 
-    @staticmethod
-    def forward(ctx, x: Tensor, threshold: Tensor, cutoff: int, width: float) -> Tensor:
-        spectrum = torch.fft.rfft(x, norm="ortho")
-        high = spectrum[..., cutoff:]
-        closed = _power(high) < threshold.clamp(min=0).square().unsqueeze(-1)
-        high.masked_fill_(closed, 0)
-        ctx.save_for_backward(closed, threshold, x if ctx.needs_input_grad[1] else None)
-        ctx.length, ctx.cutoff, ctx.width = x.shape[-1], cutoff, width
-        return _even_samples(spectrum, x.shape[-1])
 
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        closed, threshold, x = ctx.saved_tensors
-        length, cutoff = ctx.length, ctx.cutoff
-        # In weights where every bin counts once; the real signal's gradient has each bin twice but the first and last.
-        spectrum_grad = _even_samples_adjoint(grad, length)
-        threshold_grad = None
-        if ctx.needs_input_grad[1]:
-            high = torch.fft.rfft(x, norm="ortho")[..., cutoff:]
-            soft = torch.sigmoid((_power(high).sqrt() - threshold.unsqueeze(-1)) / ctx.width)
-            through_gate = _inner(spectrum_grad[..., cutoff:], high)
-            twice = torch.full((high.shape[-1],), 2.0, dtype=x.dtype, device=x.device)
-            if length % 2 == 0 and len(twice):
-                twice[-1] = 1.0  # the Nyquist bin has no mirror image
-            threshold_grad = (through_gate * soft * (soft - 1) * twice).sum((0, -1)) / ctx.width
-        spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
-        return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad, None, None
+@spectral_gate.register_fake
+def _(x: Tensor, threshold: Tensor, cutoff: int, width: float) -> tuple[Tensor, Tensor]:
+    L = x.shape[-1]
+    return x.new_empty(*x.shape[:-1], (L + 1) // 2), x.new_empty(*x.shape[:-1], L // 2 + 1 - cutoff, dtype=torch.bool)
+
+
+@torch.library.custom_op("dfdnet::spectral_gate_backward", mutates_args=())
+def spectral_gate_backward(
+    grad: Tensor, x: Tensor, threshold: Tensor, closed: Tensor, cutoff: int, width: float, learn: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of spectral_gate for x and threshold; the latter zero unless it is to learn."""
+    length = x.shape[-1]
+    # In weights where every bin counts once; the real signal's gradient has each bin twice but the first and last.
+    spectrum_grad = _even_samples_adjoint(grad, length)
+    threshold_grad = torch.zeros_like(threshold)
+    if learn:
+        high = torch.fft.rfft(x, norm="ortho")[..., cutoff:]
+        soft = torch.sigmoid((_power(high).sqrt_() - threshold.unsqueeze(-1)).div_(width))
+        through_gate = _inner(spectrum_grad[..., cutoff:], high).mul_(soft).mul_(soft.sub_(1))
+        if length % 2 == 0 and through_gate.shape[-1]:
+            through_gate[..., -1] *= 0.5  # the Nyquist bin has no mirror image
+        threshold_grad = through_gate.sum((0, -1)) * (2 / width)
+    spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
+    return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad
+
+
+@spectral_gate_backward.register_fake
+def _(grad, x, threshold, closed, cutoff, width, learn):
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(threshold)
+
+
+def _keep_for_backward(ctx, inputs, output) -> None:
+    x, threshold, ctx.cutoff, ctx.width = inputs
+    ctx.save_for_backward(x, threshold, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx, grad: Tensor, _) -> tuple[Tensor, Tensor | None, None, None]:
+    learn = ctx.needs_input_grad[1]
+    x, threshold = spectral_gate_backward(grad, *ctx.saved_tensors, ctx.cutoff, ctx.width, learn)
+    return x, threshold if learn else None, None, None
+
+
+spectral_gate.register_autograd(_gradients, setup_context=_keep_for_backward)
+
+
+def _gate(x: Tensor, threshold: Tensor, cutoff: int) -> tuple[Tensor, Tensor]:
+    """spectral_gate in PyTorch's own operators; all there is to it in inference, and in files for other programs."""
+    spectrum = torch.fft.rfft(x, norm="ortho")
+    high = spectrum[..., cutoff:]
+    closed = _closed(high, threshold)
+    high.masked_fill_(closed, 0)
+    return _even_samples(spectrum, x.shape[-1]), closed
+
+
+def _closed(high: Tensor, threshold: Tensor) -> Tensor:
+    """Where the gate is closed: high bins (B, N, K) against thresholds (N,)."""
+    return _power(high) < threshold.clamp(min=0).square().unsqueeze(-1)
 
 
 def _power(spectrum: Tensor) -> Tensor:
@@ -77,8 +113,9 @@ def _even_samples(spectrum: Tensor, length: int) -> Tensor:
     if length % 2:
         return torch.fft.irfft(spectrum, n=length, norm="ortho")[..., ::2].contiguous()
     half = length // 2
+    # conj_physical: inside a custom operator that a dispatch mode (checkpointing) calls, a lazy conj() is lost.
     front = spectrum[..., : half // 2 + 1]
-    back = spectrum[..., half - half // 2 :].flip(-1).conj()  # bins half, half - 1, …
+    back = spectrum[..., half - half // 2 :].flip(-1).conj_physical_()  # bins half, half - 1, …
     return torch.fft.irfft((front + back).mul_(math.sqrt(0.5)), n=half, norm="ortho")
 
 
@@ -90,7 +127,7 @@ def _even_samples_adjoint(grad: Tensor, length: int) -> Tensor:
         return torch.fft.rfft(spread, norm="ortho")
     half = length // 2
     spectrum = torch.fft.rfft(grad, norm="ortho").mul_(math.sqrt(0.5))
-    mirrored = spectrum[..., : half - half // 2].flip(-1).conj().resolve_conj()  # bins half // 2 + 1 … half
+    mirrored = spectrum[..., : half - half // 2].flip(-1).conj_physical_()  # bins half // 2 + 1 … half
     return torch.cat([spectrum, mirrored], -1)
 
 
@@ -124,7 +161,11 @@ class ThresholdFilter(nn.Module):
             x = x if x.dtype == torch.float64 else x.float()
             if self.watch is not None:
                 self.watch.append(self.removed(x))
-            return SpectralGate.apply(x, self.threshold.flatten().to(x.dtype), self.cutoff, WIDTH)
+            threshold = self.threshold.flatten().to(x.dtype)
+            learning = torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad)
+            if learning or torch.compiler.is_dynamo_compiling():
+                return spectral_gate(x, threshold, self.cutoff, WIDTH)[0]
+            return _gate(x, threshold, self.cutoff)[0]
 
     def use_matrices(self, known: dict[int, tuple[Tensor, ...]]) -> None:
         """From now on compute both Fourier transforms as matrix products, the same numbers, for formats without an FFT.
@@ -159,7 +200,7 @@ class ThresholdFilter(nn.Module):
     def removed(self, x: Tensor) -> Tensor:
         """Fraction of the high-frequency bins of x (B, N, L) that the gate closes; a scalar on x's device."""
         high = torch.fft.rfft(x, norm="ortho")[..., self.cutoff :]
-        closed = _power(high) < self.threshold.flatten().clamp(min=0).square().unsqueeze(-1)
+        closed = _closed(high, self.threshold.flatten())
         return closed.float().mean() if closed.numel() else closed.new_zeros((), dtype=torch.float32)
 
     def extra_repr(self) -> str:
@@ -192,22 +233,23 @@ class DFDU(nn.Module):
         return x.unflatten(-1, (self.segments, -1)).permute(0, 3, 2, 1, 4).flatten(3).flatten(1, 2)
 
     def compose_h(self, signals: Tensor) -> Tensor:
-        """(B, r*W, H*S) -> (B, H, W, r*S), the inverse of decompose_h."""
+        """(B, r*W, H*S) -> (B, H, W, r, S), the inverse of decompose_h, as a view: adding to it copies anyway."""
         planes = signals.unflatten(1, (self.segments, -1)).unflatten(-1, (-1, self.depth))  # (B, r, W, H, S)
-        return planes.permute(0, 3, 2, 1, 4).flatten(3)
+        return planes.permute(0, 3, 2, 1, 4)
 
     def decompose_w(self, x: Tensor) -> Tensor:
         """(B, H, W, r*S) -> (B, r*H, W*S): a signal runs along one row."""
         return self.decompose_h(x.transpose(1, 2))
 
     def compose_w(self, signals: Tensor) -> Tensor:
-        """(B, r*H, W*S) -> (B, H, W, r*S), the inverse of decompose_w."""
+        """(B, r*H, W*S) -> (B, H, W, r, S), the inverse of decompose_w."""
         return self.compose_h(signals).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = self.decompose_h(x), self.decompose_w(x)
-        h = self.compose_h(h + self.predict_h(self.filter_h(h)))  # (B, H, W, c)
-        w = self.compose_w(w + self.predict_w(self.filter_w(w)))  # (B, H, W, c)
+        h = self.compose_h(self.predict_h(self.filter_h(self.decompose_h(x))))  # (B, H, W, r, S)
+        w = self.compose_w(self.predict_w(self.filter_w(self.decompose_w(x))))
+        segmented = x.unflatten(-1, (self.segments, -1))  # each signal gets its prediction added, where it lies in x
+        h, w = (segmented + h).flatten(3), (segmented + w).flatten(3)  # (B, H, W, c)
         E_h = self.embed_h(h.mean(1, keepdim=True))  # (B, 1, W, c)
         E_w = self.embed_w(w.mean(2, keepdim=True))  # (B, H, 1, c)
         return h * E_w + w * E_h + self.embed_x(x) * (E_h + E_w)

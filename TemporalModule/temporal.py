@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .dfdu import DFDU, ThresholdFilter
+from .lean import keep_inputs, keep_products
 from .stau import STAU
 
 SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
@@ -26,6 +27,10 @@ class Branch(nn.Module):
         self.dfdu = DFDU(channels, height, width, segments, COF, release)
 
     def forward(self, x: Tensor) -> Tensor:
+        return keep_products(self.attend_and_predict, x)
+
+    def attend_and_predict(self, x: Tensor) -> Tensor:
+        """The branch's two halves."""
         x = x + self.stau(self.norm_stau(x))
         return x + self.dfdu(self.norm_dfdu(x))
 
@@ -116,12 +121,7 @@ class TemporalModule(nn.Module):
             for depth, size in zip(layer_config, sizes, strict=True)
         )
         self.unstem_first = Unstem(channels)
-
-    def compile_blocks(self) -> None:
-        """Compile the DFDBs, which repeat, instead of the whole model; where that fails they run as they are."""
-        torch._dynamo.config.suppress_errors = True
-        for block in (block for stage in self.stages for block in stage):
-            block.compile()
+        self.checkpoint_blocks = False  # keep nothing but the blocks' inputs for backward
 
     def use_matrices(self) -> None:
         """Compute the filters' Fourier transforms as matrix products, for formats without them; for inference."""
@@ -131,9 +131,13 @@ class TemporalModule(nn.Module):
                 module.use_matrices(known)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        call = keep_inputs if self.checkpoint_blocks else nn.Module.__call__
         first, *middle, last = features
-        return [
-            self.unstem_first(self.stages[0](self.stem_first(first))),
-            *(stage(e) for stage, e in zip(self.stages[1:-1], middle, strict=True)),
-            self.stages[-1](self.stem_last(last)),
-        ]
+        predicted = []
+        for stage, x in zip(
+            self.stages, (call(self.stem_first, first), *middle, call(self.stem_last, last)), strict=True
+        ):
+            for block in stage:
+                x = call(block, x)
+            predicted.append(x)
+        return [call(self.unstem_first, predicted[0]), *predicted[1:]]
