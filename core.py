@@ -11,28 +11,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from API import visualize
+from API.checkpoint import (
+    SaveEvery,
+    Saver,
+    load_checkpoint,
+    random_states,
+    refuse_changed_flags,
+    restore_random_states,
+)
 from API.compare import compare as compare_runs
 from API.dataloader import SPLITS, load_data
 from API.device import Machine, Progress
+from API.distributed import synchronise_norms
 from API.evaluation import evaluate
 from API.explain import draw_filters
 from API.export import write_export
+from API.guard import Guard, clip_gradients, gradient_norm
 from API.interrupt import Interrupted, StopSignals
 from API.lpips import find_lpips
 from API.metrics import Scores
 from API.predict import Predictor, Request
 from API.predict import predict as predict_clips
-from API.recorder import (
-    Recorder,
-    SaveEvery,
-    describe_epoch,
-    load_checkpoint,
-    random_states,
-    refuse_changed_flags,
-    restore_random_states,
-    save_checkpoint,
-)
+from API.recorder import Recorder, Silent, describe_epoch
 from API.report import report
+from API.sharding import distribute, gathered, restore_states, whole_states, without_exchange
 from API.summary import cost_table, costs
 from DFDNet import DFDNet, check_sizes, infer_release_args, read_release
 from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
@@ -50,7 +52,7 @@ DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
-    "stage", "block",
+    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "shard", "compress_gradients",
 )  # fmt: skip
 
 
@@ -59,7 +61,9 @@ CALL_FLAGS = (
 
 def build_model(config: Config) -> DFDNet:
     """The model of the flags."""
-    return DFDNet(**{flag: getattr(config, flag) for flag in MODEL_FLAGS})
+    model = DFDNet(**{flag: getattr(config, flag) for flag in MODEL_FLAGS})
+    model.temporal.checkpoint_blocks = getattr(config, "checkpoint_blocks", False)
+    return model
 
 
 def build_criterion(config: Config) -> WeightedFrequencyLoss:
@@ -80,6 +84,7 @@ def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> 
         num_workers=config.num_workers,
         seed=config.seed,
         pin_memory=machine.device.type == "cuda",
+        world=machine.world,
         splits=splits,
         **{flag: getattr(config, flag) for flag in DATA_FLAGS},
     )
@@ -94,7 +99,9 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, and a one-cycle schedule over all steps of the run. The model is on its device already."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=parameters[0].device.type in ("cuda", "cpu"))
+    optimizer = torch.optim.Adam(
+        parameters, lr=config.lr, fused=not config.shard and parameters[0].device.type in ("cuda", "cpu")
+    )
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=config.epochs * steps_an_epoch, final_div_factor=1e4
     )
@@ -103,7 +110,7 @@ def build_optimizer(
 
 def prepare(config: Config) -> Machine:
     """The device and precision of the flags; the random generators are seeded."""
-    return Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic)
+    return Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic, config.timeout)
 
 
 def settle_flags(defaults: Mapping, given: Mapping, checkpoint: str | None) -> tuple[Config, Mapping | None]:
@@ -144,30 +151,38 @@ def load_weights(model: DFDNet, config: Config, state: Mapping, path: str) -> DF
 # Training -----------------------------------------------------------------------------------------------------------
 
 
-class Training:
-    """The moving parts of a run, and where it stands: whole epochs done, steps done of the next, their total loss."""
+PLACE = ("epoch", "step", "total", "skipped", "best")
 
-    def __init__(self, model: DFDNet, config: Config, steps_an_epoch: int) -> None:
-        self.model, self.config = model, config
+
+class Training:
+    """The moving parts of a run, and where it stands: whole epochs done, steps done of the next, their total
+    loss and how many of them were skipped; the best validation error."""
+
+    def __init__(self, model: DFDNet, config: Config, machine: Machine, steps_an_epoch: int) -> None:
+        self.model, self.config, self.machine = model, config, machine
+        blocks = [block for stage in model.temporal.stages for block in stage]
+        # What a training step calls: the model itself, or with many processes what keeps its copies alike.
+        self.forward = distribute(model, machine.world, machine.device, blocks, config.shard, config.compress_gradients)
         self.optimizer, self.scheduler = build_optimizer(model, config, steps_an_epoch)
-        self.epoch, self.step, self.total, self.best = 0, 0, 0.0, math.inf
+        self.epoch, self.step, self.total, self.skipped, self.best = 0, 0, 0.0, 0, math.inf
 
     def checkpoint(self) -> dict:
-        """All that going on from here needs, as tensors and plain values."""
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "scheduler")}
-        place = {name: getattr(self, name) for name in ("epoch", "step", "total", "best")}
+        """All that going on from here needs, as tensors and plain values; with --shard, every process must ask."""
+        parts = whole_states(self.model, self.optimizer) | {"scheduler": self.scheduler.state_dict()}
+        place = {name: getattr(self, name) for name in PLACE}
         return {**parts, **place, "random": random_states(), "config": vars(self.config)}
 
     def restore(self, state: Mapping) -> None:
         """Go on from a checkpoint. Raises ValueError where it does not fit."""
-        load_weights(self.model, self.config, state, "--resume")
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            restore_states(self.model, self.optimizer, state)
             self.scheduler.load_state_dict(state["scheduler"])
             restore_random_states(state["random"])
-            self.epoch, self.step, self.total, self.best = (state[n] for n in ("epoch", "step", "total", "best"))
+            for name in PLACE:
+                setattr(self, name, state[name])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"--resume: the checkpoint holds no run to go on with ({error})") from None
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"--resume: the checkpoint holds no run to go on with ({reason})") from None
 
 
 def train(config: Config, state: Mapping | None = None) -> None:
@@ -177,141 +192,165 @@ def train(config: Config, state: Mapping | None = None) -> None:
     """
     machine = prepare(config)
     check_sizes(**{flag: getattr(config, flag) for flag in MODEL_FLAGS if flag != "release"})
+    check_shares(config, machine.world.size)
     if state is not None:
         refuse_changed_flags(vars(config), state["config"], RUN_FLAGS)
     loaders = build_loaders(config, machine, ("train", "val", "test"))  # all: a missing test set shows up now
     model = build_model(config)
     if config.init and state is None:
         model = load_weights(model, config, load_checkpoint(config.init), config.init)
-    training = Training(model.to(machine.device), config, len(loaders["train"]))
+    if machine.world.size > 1:
+        model = synchronise_norms(model, machine.device)
+    training = Training(model.to(machine.device), config, machine, len(loaders["train"]))
     if state is not None:
         training.restore(state)
-    recorder = Recorder(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
+    run = Recorder if machine.world.main else Silent
+    recorder = run(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
     recorder.forget_after(training.epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
-    if config.compile:
-        model.temporal.compile_blocks()
+    if machine.compiles if config.compile is None else config.compile:
+        recorder.log(model.temporal.compile_blocks(machine.autocast))
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    run = f"epochs {training.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
-    recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {run}, on {machine}: {recorder.folder}")
-    train_epochs(training, loaders, machine, recorder)
-    visualize.training_curves(recorder.history(), recorder.figures / "training.png")
-    path = recorder.checkpoints / "best.pth"
-    load_weights(model, config, load_checkpoint(path), str(path))
+    what = f"epochs {training.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
+    recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
+    train_epochs(training, loaders, recorder)
+    if machine.world.main:
+        visualize.training_curves(recorder.history(), recorder.figures / "training.png")
+    path = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
+    model = load_weights(build_model(config), config, load_checkpoint(path), str(path)).to(machine.device)
     evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine, path))
 
 
-def train_epochs(training: Training, loaders: Mapping[str, DataLoader], machine: Machine, recorder: Recorder) -> None:
-    """The epochs that are left; recorded, validated and saved."""
-    config, batches = training.config, loaders["train"].batch_sampler
-    criterion = build_criterion(config).to(machine.device)
-    board, last = visualize.Board(recorder.folder, training.epoch), recorder.checkpoints / "last.pth"
-    due = SaveEvery(config.save_every)
-    with StopSignals() as stop:
+def check_shares(config: Config, processes: int) -> None:
+    """Raise ValueError where a batch does not divide among the processes, or their part of it into --accumulate."""
+    if config.batch_size % processes:
+        raise ValueError(
+            f"--batch_size {config.batch_size}: is for all {processes} processes together, and must divide"
+        )
+    if config.batch_size // processes % config.accumulate:
+        share = f"the {config.batch_size // processes} sequences that a process has of --batch_size {config.batch_size}"
+        raise ValueError(f"--accumulate {config.accumulate}: must divide {share}")
 
-        def after_step(step: int, total: Tensor, check: Callable[[], None]) -> None:
-            if stop.asked or due(step):
-                check()  # a model that has met a loss that is not finite is not saved
-                training.step, training.total = step, total.item()
-                save_checkpoint(last, training.checkpoint())
-            if stop.asked:
+
+def train_epochs(training: Training, loaders: Mapping[str, DataLoader], recorder: Recorder) -> None:
+    """The epochs that are left; recorded, validated and saved."""
+    config, machine, batches = training.config, training.machine, loaders["train"].batch_sampler
+    world = machine.world
+    criterion = build_criterion(config).to(machine.device)
+    board = visualize.Board(recorder.folder, training.epoch) if world.main else None
+    last, best = recorder.checkpoints / "last.pth", recorder.checkpoints / "best.pth"
+    due = SaveEvery(config.save_every)
+    with StopSignals() as stop, Saver(world.main) as saver:
+
+        def after_step(step: int, total: Tensor, guard: Guard) -> None:
+            stopping, saving = world.any(stop.asked, world.main and due(step))
+            if stopping or saving:
+                guard.look()  # what has met a loss that is not finite is not saved
+                training.step, training.total, training.skipped = step, total.item(), int(guard.skipped)
+                saver.save(training.checkpoint(), last)
+            if stopping:
+                saver.wait()
+                world.wait()  # nobody leaves before all is saved
                 raise Interrupted(f"stopped in epoch {training.epoch + 1}, step {step}; go on with --resume")
 
         while training.epoch < config.epochs:
             epoch = training.epoch + 1
             title = f"epoch {epoch}/{config.epochs}"
             batches.epoch, batches.start = epoch - 1, training.step
+            guard = Guard(training.model, training.optimizer, config.on_nonfinite, recorder.bad_batch, title)
+            guard.skipped += training.skipped
             record = {"epoch": epoch} | train_one_epoch(
-                training.model, criterion, loaders["train"], training.optimizer, training.scheduler, machine,
-                config.grad_clip, title, training.step, training.total, after_step,
+                training.forward, criterion, loaders["train"], training.scheduler, machine, guard, config.grad_clip,
+                config.accumulate, training.step, training.total, after_step,
             )  # fmt: skip
             if checked := epoch % config.log_step == 0 or epoch == config.epochs:
-                scores, example = validate(training.model, criterion, loaders["val"], machine)
+                with gathered(training.forward):
+                    scores, example = validate(training.model, criterion, loaders["val"], machine)
                 record |= scores
-                board.picture(epoch, *example)
-            training.epoch, training.step, training.total = epoch, 0, 0.0
+            training.epoch, training.step, training.total, training.skipped = epoch, 0, 0.0, 0
             if checked:
                 is_best, training.best = record["val_mse"] < training.best, min(training.best, record["val_mse"])
             recorder.epoch(record)
-            board.scalars(epoch, record)
             recorder.log(f"{title}  {describe_epoch(record)}")
+            if board:
+                board.scalars(epoch, record)
+                if checked:
+                    board.picture(epoch, *example)
             if checked:
-                kept = training.checkpoint()
-                if is_best:
-                    save_checkpoint(recorder.checkpoints / "best.pth", kept)
-                save_checkpoint(last, kept)
-            if stop.asked:
+                saver.save(training.checkpoint(), *([best, last] if is_best else [last]))
+            if world.any(stop.asked)[0]:
+                saver.wait()
+                world.wait()
                 raise Interrupted(f"stopped after epoch {epoch}; go on with --resume")
-    board.close()
+    world.wait()  # best.pth is written
+    if board:
+        board.close()
 
 
 def train_one_epoch(
     model: nn.Module,
     criterion: nn.Module,
     loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     machine: Machine,
+    guard: Guard,
     grad_clip: float | None = None,
-    title: str = "training",
+    accumulate: int = 1,
     step: int = 0,
     total: float = 0.0,
-    after_step: Callable[[int, Tensor, Callable[[], None]], None] | None = None,
+    after_step: Callable[[int, Tensor, Guard], None] | None = None,
 ) -> dict[str, float]:
-    """One pass: {"train_loss", "lr", "seconds", "sequences_per_second", "waiting" (share of time waiting for data)}.
+    """One pass: {"train_loss", "lr", "seconds", "sequences_per_second", "waiting" (share of time waiting for data),
+    "skipped" (steps not taken, as loss or gradient was not finite)}.
 
-    step, total: steps done before, which the loader skips, and the sum of their losses. after_step is called after
-    every step with the steps done, the sum of losses, and a function that raises where one was not finite.
-    Raises ValueError at a loss that is not finite, with its epoch and step.
+    guard holds the optimizer and takes its steps. accumulate: a batch is computed in so many parts. step, total: steps
+    done before, which the loader skips, and the sum of their losses. after_step is called after every step with the
+    steps done and the sum of losses. Raises ValueError at a loss or gradient that is not finite, unless guard skips.
     """
     model.train()
+    world, title = machine.world, guard.title
     total = torch.tensor(total, device=machine.device)
-    # The first step whose loss is not finite; read now and then, not each step.
-    bad_step = torch.full((), -1, device=machine.device)
     sequences, waited, began = 0, 0.0, time.perf_counter()
-    progress = Progress(len(loader), title)
-
-    def check() -> None:
-        if (bad := int(bad_step)) >= 0:
-            raise ValueError(
-                f"{title}, step {bad + 1}: the loss is not finite; lower --lr, set --grad_clip 1 or use --precision "
-                "fp32. The last good checkpoint is kept"
-            )
-
+    progress = Progress(len(loader), title, world.main)
     batches, mark = iter(loader), time.perf_counter()
     while (batch := next(batches, None)) is not None:
-        past, future = machine.move(batch)  # (B, T, C, H, W), (B, T_out, C_out, H, W)
+        batch = machine.move(batch)
         waited += time.perf_counter() - mark
-        with machine.autocast():
-            predicted = model(past)
-        loss = criterion(predicted, future)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        guard.begin()
+        guard.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=machine.device)
+        parts = list(zip(*(x.chunk(accumulate) for x in batch)))
+        for past, future in parts:  # (B, T, C, H, W), (B, T_out, C_out, H, W)
+            with without_exchange(model, skip=past is not parts[-1][0]):
+                with machine.autocast():
+                    predicted = model(past)
+                part = criterion(predicted, future) / len(parts)
+                part.backward()
+            loss += part.detach()
+        loss = world.sum(loss) / world.size
+        norm = gradient_norm(guard.parameters)
         if grad_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        optimizer.step()
+            clip_gradients(guard.parameters, norm, grad_clip)
+        total += guard.step(step, loss, norm, batch)
         scheduler.step()  # one-cycle: every step, not every epoch
-        loss = loss.detach()
-        total += loss
-        bad_step = torch.where((bad_step < 0) & ~loss.isfinite(), step, bad_step)
         step += 1
-        sequences += len(past)
+        sequences += len(batch[0]) * world.size
         if progress.due():
-            check()
             progress.show(step, f"loss {loss.item():.1f}  lr {scheduler.get_last_lr()[0]:.2g}", sequences)
         if after_step:
-            after_step(step, total, check)
+            after_step(step, total, guard)
         mark = time.perf_counter()
     progress.close()
-    check()
+    guard.look()
     seconds = time.perf_counter() - began
+    skipped = int(guard.skipped)
     return {
-        "train_loss": total.item() / step,
+        "train_loss": total.item() / max(step - skipped, 1),
         "lr": scheduler.get_last_lr()[0],
         "seconds": seconds,
         "sequences_per_second": sequences / seconds,
         "waiting": waited / seconds,
-    }
+    } | ({"skipped": skipped} if skipped else {})
 
 
 @torch.no_grad()
@@ -320,10 +359,14 @@ def validate(
     criterion: nn.Module,
     loader: DataLoader,
     machine: Machine,
-) -> tuple[dict, tuple[Tensor, Tensor, Tensor]]:
-    """One pass over the validation set: ({"val_loss", "val_mse", …}, a sequence: past, future, predicted)."""
+) -> tuple[dict, tuple[Tensor, Tensor, Tensor] | None]:
+    """One pass over the validation set: ({"val_loss", "val_mse", …}, a sequence: past, future, predicted).
+
+    Each of many processes computes its share; the numbers are of the whole.
+    """
     model.eval()
-    scores, total, count, example, removed = Scores(), torch.zeros((), device=machine.device), 0, None, {}
+    world = machine.world
+    scores, losses, example, removed = Scores(), [], None, {}
     for batch in loader:
         past, future = machine.move(batch)
         if example is None:
@@ -333,11 +376,11 @@ def validate(
         else:
             with machine.autocast():
                 predicted = model(past)
-        total += criterion(predicted, future) * len(past)
-        count += len(past)
+        losses.append(torch.stack([criterion(predicted, future) * len(past), past.new_tensor(len(past))]))
         scores.update(predicted, future)
-    record = {"val_loss": total.item() / count}
-    record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary()["strict"].items()}
+    total, count = world.sum(torch.stack(losses).double().sum(0) if losses else torch.zeros(2)).tolist()
+    record = {"val_loss": total / count}
+    record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
     return record | {"filter": filter_report(model, removed)}, example
 
 
@@ -348,8 +391,8 @@ def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
     """The checkpoint's model, ready to predict."""
     machine = prepare(config)
     model = load_weights(build_model(config), config, state, config.ckpt).to(machine.device).eval()
-    if config.compile:
-        model.temporal.compile_blocks()
+    if config.compile:  # asked for: for a few batches it takes longer than it saves
+        print(model.temporal.compile_blocks(machine.autocast))
     return machine, model
 
 

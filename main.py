@@ -8,6 +8,7 @@ from pathlib import Path
 
 from API.interrupt import RESUME_ME, Interrupted
 from API.presets import PRESETS
+from API.processes import leave, rank, restarted
 
 MODES = ("train", "test", "predict", "compare", "explain", "export", "data", "summary")
 DESCRIPTION = """\
@@ -49,7 +50,13 @@ DEFAULTS = dict(
     device="auto",
     gpu=0,
     precision="auto",
-    compile=False,
+    compile=None,
+    accumulate=1,
+    checkpoint_blocks=False,
+    on_nonfinite="stop",
+    shard=False,
+    compress_gradients=False,
+    timeout=10.0,
     deterministic=False,
     ckpt=None,
     save_predictions=0,
@@ -158,6 +165,17 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
     optim.add_argument("--epochs", type=whole, help="passes over the training data")
     optim.add_argument("--lr", type=real, help="peak of the one-cycle schedule of Adam")
     optim.add_argument("--grad_clip", type=real, help="largest norm of the gradient (default: no clipping)")
+    optim.add_argument(
+        "--accumulate",
+        type=whole,
+        metavar="N",
+        help="compute a batch in N parts; the same but for BatchNorm's statistics",
+    )
+    optim.add_argument(
+        "--on_nonfinite",
+        choices=("stop", "skip"),
+        help="at a loss or gradient that is not finite; skip counts the step",
+    )
     optim.add_argument("--init", metavar="FILE", help="start from a checkpoint's weights, ours or the authors'")
 
     run = parser.add_argument_group("run")
@@ -184,8 +202,16 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
         help="auto: bf16 where the hardware has it; FFT and loss stay fp32",
     )
     run.add_argument("--amp", dest="precision", action="store_const", const="bf16", help="short for --precision bf16")
-    run.add_argument("--compile", action=switch, help="compile the DFDBs")
+    run.add_argument("--compile", action=switch, help="compile the DFDBs (default: to train, on GPUs that have bf16)")
+    run.add_argument("--checkpoint_blocks", action=switch, help="compute blocks twice, to keep an eighth of the memory")
     run.add_argument("--deterministic", action=switch, help="the same bits every time, also on a GPU; slower")
+
+    many = parser.add_argument_group("many processes", "torchrun --nproc_per_node N main.py …; --batch_size is of all")
+    many.add_argument(
+        "--shard", action=switch, help="spread the weights over the processes, for models too large for one"
+    )
+    many.add_argument("--compress_gradients", action=switch, help="send gradients as bfloat16, half the bytes")
+    many.add_argument("--timeout", type=real, metavar="MIN", help="give up when a process has not answered for so long")
 
     test = parser.add_argument_group("test")
     test.add_argument("--ckpt", metavar="FILE", help="checkpoint to test; its own flags are the defaults")
@@ -239,9 +265,11 @@ def run(argv: Sequence[str]) -> None:
     """Parse, settle the flags, call the mode's function."""
     defaults, given = parse(argv)
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
-    from API.recorder import last_checkpoint
+    from API.checkpoint import last_checkpoint
 
     mode = given["mode"]
+    if mode == "train" and restarted():  # by torchrun, after a process was lost
+        given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
     if mode == "compare" and not given["runs"]:
         raise ValueError("compare needs at least one RUN, such as results/digits")
     if mode != "compare" and given["runs"]:
@@ -278,21 +306,38 @@ def run(argv: Sequence[str]) -> None:
 
 def main() -> int:
     """Exit code 0; 2 after the user's mistake, with one line about it; 75 stopped, to be resumed; 130 interrupted."""
+    who = f"process {rank()}: " if rank() else ""
     try:
         run(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        if os.environ.get("DFDNET_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if not rank():
+            print(stop, file=sys.stderr)
         return RESUME_ME
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = explain_failure(error)
+        if line is None or os.environ.get("DFDNET_TRACEBACK"):
+            raise
+        print(f"error: {who}{line}", file=sys.stderr)
+        return 2
     return 0
 
 
+def explain_failure(error: Exception) -> str | None:
+    """What to tell the user of it; None of a mistake in our own code, which deserves its traceback."""
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    if isinstance(error, RuntimeError):
+        from API.device import describe_failure
+
+        return describe_failure(error)
+    return None
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code in (0, RESUME_ME):
+        leave()
+    sys.exit(code)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from .distributed import World
 from .presets import PRESETS
 
 SPLITS = ("train", "val", "test")
@@ -33,16 +34,19 @@ class EpochBatches(Sampler):
     """Lists of item indices, one a batch: a pure function of (seed, epoch), so that any epoch can be entered anywhere.
 
     shuffle: training; whole batches only, in an order of its own each epoch. Set `epoch`, and `start` to skip that many
-    batches, before iterating. Of world_size processes each takes its rank's share of every batch.
+    batches, before iterating. Of many processes each takes its share of every batch, or without shuffle of all items.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, seed: int, world: World | None = None) -> None:
         self.items, self.batch_size, self.shuffle, self.seed = len(dataset), batch_size, shuffle, seed
+        self.share = world.share if world else lambda items: items
         self.generated = getattr(dataset, "generated", False)
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        return max(self.items // self.batch_size, 1) if self.shuffle else -(-self.items // self.batch_size)
+        if self.shuffle:
+            return max(self.items // self.batch_size, 1)
+        return -(-len(self.share(range(self.items))) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.arange(self.items)
@@ -50,8 +54,11 @@ class EpochBatches(Sampler):
             order += self.epoch * self.items  # new ones: there is nothing to shuffle
         elif self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+        if not self.shuffle:
+            order = self.share(order)
         for batch in range(self.start, len(self)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            yield self.share(indices) if self.shuffle else indices
 
 
 def collate(items: list | tuple) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +77,7 @@ def load_data(
     num_workers: int = 0,
     seed: int = 1,
     pin_memory: bool = False,
+    world: World | None = None,
     splits: Sequence[str] = SPLITS,
     **options,
 ) -> dict[str, DataLoader]:
@@ -86,9 +94,13 @@ def load_data(
             split, data_root=data_root, in_shape=tuple(in_shape), out_shape=tuple(out_shape), seed=seed, **options
         )
         train = split == "train"
+        if world is not None and world.size > 1 and len(data) < (batch_size if train else world.size):
+            raise ValueError(
+                f"--dataname {name}: {len(data)} sequences in {split} are too few for {world.size} processes"
+            )
         loaders[split] = DataLoader(
             data,
-            batch_sampler=EpochBatches(data, batch_size if train else val_batch_size, train, seed),
+            batch_sampler=EpochBatches(data, batch_size if train else val_batch_size, train, seed, world),
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=train and num_workers > 0,

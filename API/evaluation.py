@@ -30,6 +30,7 @@ def evaluate(
 
     Writes test.json (about, and {protocol: {"model" or baseline: {metric: …}}}), scores.npz (the numbers of every
     sequence and frame), predictions.npz of save_predictions sequences, and figures. Returns test.json's content.
+    Each of many processes computes its share; the first one writes.
     """
     model.eval()
     scores = {name: Scores(protocols, lpips) for name in ("model", *BASELINES)}
@@ -47,16 +48,21 @@ def evaluate(
         if progress.due():
             progress.show(step, "", done)
     progress.close()
-    summaries = {name: score.summary() for name, score in scores.items()}
+    values = {name: machine.world.join(score.values()) for name, score in scores.items()}
+    done = len(next(iter(values["model"].values())))
+    kept = machine.world.join(dict(zip(("past", "future", "predicted"), map(torch.cat, zip(*keep))))) if keep else {}
+    if not machine.world.main:
+        return {}
+    summaries = {name: score.summary(lambda _, name=name: values[name]) for name, score in scores.items()}
     results = {protocol: {name: summaries[name][protocol] for name in summaries} for protocol in protocols}
     content = {**about, "sequences": done, **results}
     write_json(recorder.folder / "test.json", content)
-    arrays = {f"{name}/{m}": v.float().numpy() for name, score in scores.items() for m, v in score.values().items()}
+    arrays = {f"{name}/{m}": v.float().numpy() for name, measured in values.items() for m, v in measured.items()}
     write_arrays(recorder.folder / "scores.npz", **arrays)
-    if keep:
-        past, future, predicted = (torch.cat(parts).numpy() for parts in zip(*keep))
-        write_arrays(recorder.folder / "predictions.npz", past=past, future=future, predicted=predicted)
-    draw_examples(model, loader.dataset, scores["model"], machine, recorder.figures)
+    if kept:
+        frames = {name: x[:save_predictions].numpy() for name, x in kept.items()}
+        write_arrays(recorder.folder / "predictions.npz", **frames)
+    draw_examples(model, loader.dataset, values["model"]["mse"], machine, recorder.figures)
     visualize.frame_curves(results[protocols[0]], recorder.figures / "frames.png")
     recorder.log(f"test on {done} sequences, means per sequence (standard error):\n{table(results)}")
     return content
@@ -87,9 +93,9 @@ def black(past: Tensor, future: Tensor) -> Tensor:
 BASELINES |= {"copy_last": copy_last, "linear": linear, "black": black}
 
 
-def draw_examples(model: nn.Module, dataset: Dataset, scores: Scores, machine: Machine, folder: Path) -> None:
-    """Strips and GIFs of the best, the median and the worst test sequence, by MSE."""
-    order = scores.values()["mse"].mean(1).argsort()
+def draw_examples(model: nn.Module, dataset: Dataset, mse: Tensor, machine: Machine, folder: Path) -> None:
+    """Strips and GIFs of the best, the median and the worst test sequence, by their mse (N, T)."""
+    order = mse.mean(1).argsort()
     for name, index in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
         past, future = dataset[int(index)]
         with machine.autocast():

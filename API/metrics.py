@@ -136,9 +136,12 @@ class Scores:
         """{measurement: (N, T)} float64 on the CPU, in the order in which the sequences came."""
         return {name: torch.cat([b[name] for b in self.batches]).cpu().double() for name in self.measurements}
 
-    def summary(self) -> dict[str, dict[str, dict]]:
-        """{protocol: {metric: {"mean", "standard_error", "per_frame", "worst"}}}, JSON-ready."""
-        measured = {name: describe(name, values) for name, values in self.values().items()}
+    def summary(self, join: Callable[[dict], dict] = dict) -> dict[str, dict[str, dict]]:
+        """{protocol: {metric: {"mean", "standard_error", "per_frame", "worst"}}}, JSON-ready.
+
+        join: puts the values of many processes together, where each has scored its share.
+        """
+        measured = {name: describe(name, values) for name, values in join(self.values()).items()}
         return {
             protocol: {metric: measured[name] for metric, name in metrics.items()}
             for protocol, metrics in self.protocols.items()

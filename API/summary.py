@@ -2,9 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import os
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode

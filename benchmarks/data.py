@@ -27,6 +27,7 @@ import core  # noqa: E402
 import main  # noqa: E402
 from API.dataloader import load_data  # noqa: E402
 from API.presets import PRESETS  # noqa: E402
+from API.guard import Guard  # noqa: E402
 from API.recorder import environment  # noqa: E402
 
 # (row, loader it goes through, in_shape, out_shape). Video sets are read alike once they are in the cache.
@@ -92,7 +93,8 @@ def waiting(name: str, loader_name: str, root: Path, steps: int, batch_size: int
     batches = iter(loader)
     some = [next(batches)]  # workers have started
     criterion = core.build_criterion(config).to(machine.device)
-    core.train_one_epoch(model, criterion, some, optimizer, scheduler, machine)  # warm
+    guard = Guard(model, optimizer, "stop", None, name)
+    core.train_one_epoch(model, criterion, some, scheduler, machine, guard)  # warm
 
     class Few:
         def __len__(self) -> int:
@@ -102,7 +104,7 @@ def waiting(name: str, loader_name: str, root: Path, steps: int, batch_size: int
             for _ in range(steps):
                 yield next(batches)
 
-    record = core.train_one_epoch(model, criterion, Few(), optimizer, scheduler, machine)
+    record = core.train_one_epoch(model, criterion, Few(), scheduler, machine, guard)
     return {"waiting": record["waiting"], "seconds_a_step": record["seconds"] / steps}
 
 

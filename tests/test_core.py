@@ -11,8 +11,8 @@ from PIL import Image
 import core
 import main
 from API import digits, visualize
+from API.checkpoint import load_checkpoint
 from API.evaluation import copy_last
-from API.recorder import load_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -150,23 +150,58 @@ def test_a_second_run_of_the_same_name_is_refused_and_overwrite_allows_it(start)
     start("--epochs", "1", "--overwrite", "--seed", "2")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(start, monkeypatch):
-    calls = []
-    step = torch.optim.Adam.step
+@pytest.fixture
+def bad_batch(monkeypatch):
+    """Makes the given training batches of a run bad, in order of their coming: one value of past is NaN."""
 
-    def explode(self, *args, **kwargs):
-        step(self, *args, **kwargs)
-        calls.append(1)
-        if len(calls) == 4:  # the first step of the second epoch
-            self.param_groups[0]["params"][0].data.fill_(float("inf"))
+    def make(*bad: int) -> list:
+        seen, batches = [], core.Machine.move
 
-    monkeypatch.setattr(torch.optim.Adam, "step", explode)
-    with pytest.raises(ValueError, match=r"epoch 2/3, step 2: the loss is not finite; lower --lr") as error:
+        def move(machine, batch):
+            past, future = batches(machine, batch)
+            if len(past) == 4 and torch.is_grad_enabled():
+                seen.append(1)
+                if len(seen) in bad:
+                    past = past.clone()
+                    past[1, 2, 0, 3, 4] = float("nan")
+            return past, future
+
+        monkeypatch.setattr(core.Machine, "move", move)
+        return seen
+
+    return make
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch_and_the_last_good_checkpoint(start, bad_batch):
+    bad_batch(5)  # three steps an epoch: the second step of the second epoch
+    with pytest.raises(ValueError, match=r"epoch 2/3, step 2, learning rate 0\.\d+: the loss .nan. is not") as error:
         start("--epochs", "3")
     assert "\n" not in str(error.value)
     kept = load_checkpoint(start.folder / "digits/checkpoints/last.pth")
     assert kept["epoch"] == 1
     assert all(value.isfinite().all() for value in kept["model"].values())
+    with np.load(start.folder / "digits/bad_batch.npz") as saved:
+        assert np.argwhere(np.isnan(saved["past"])).tolist() == [[1, 2, 0, 3, 4]]
+        assert saved["future"].shape == (4, 4, 1, 32, 32)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(start, monkeypatch):
+    monkeypatch.setattr(core, "gradient_norm", lambda parameters: torch.tensor(float("inf")))
+    with pytest.raises(ValueError, match=r"epoch 1/1, step 1, .*the gradient .norm inf. is not finite"):
+        start("--epochs", "1")
+
+
+def test_skipping_leaves_out_the_bad_steps_and_nothing_of_them_stays(start, bad_batch):
+    bad_batch(2, 4)
+    start("--epochs", "2", "--on_nonfinite", "skip")
+    records = [json.loads(s) for s in (start.folder / "digits/metrics.jsonl").read_text().splitlines()]
+    assert [record["skipped"] for record in records] == [1, 1]
+    assert all(np.isfinite(record["train_loss"]) for record in records)
+    kept = load_checkpoint(start.folder / "digits/checkpoints/last.pth")
+    assert all(value.isfinite().all() for value in kept["model"].values())
+    steps = {int(moment["step"]) for moment in kept["optimizer"]["state"].values()}
+    assert steps == {4}  # six batches, two of them bad
+    assert kept["model"]["temporal.unstem_first.1.num_batches_tracked"] == 4
 
 
 def test_copy_last_repeats_the_newest_frame():

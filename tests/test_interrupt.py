@@ -15,8 +15,8 @@ from test_core import same
 
 import main
 from API import digits, visualize
+from API.checkpoint import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
 from API.interrupt import Interrupted, StopSignals
-from API.recorder import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
 
 FLAGS = [*TINY_FLAGS, "--batch_size", "4", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
 REPO = Path(__file__).parents[1]

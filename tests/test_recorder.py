@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from API import checkpoint as c
 from API import recorder as r
 
 
@@ -20,15 +21,15 @@ def state() -> dict:
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    r.save_checkpoint(tmp_path / "a.pth", state())
-    loaded = r.load_checkpoint(tmp_path / "a.pth")
+    c.save_checkpoint(tmp_path / "a.pth", state())
+    loaded = c.load_checkpoint(tmp_path / "a.pth")
     assert torch.equal(loaded["model"].pop("w"), torch.arange(6.0).view(2, 3))
     assert loaded == {"model": {"n": torch.tensor(3)}, "epoch": 2, "config": {"lr": 0.1, "s": [1, 2]}}
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    r.save_checkpoint(tmp_path / "a.pth", state())
+    c.save_checkpoint(tmp_path / "a.pth", state())
     before = (tmp_path / "a.pth").read_bytes()
 
     def full_disk(content, file):
@@ -37,7 +38,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(ValueError, match=r"a\.pth .No space left on device"):
-        r.save_checkpoint(tmp_path / "a.pth", state())
+        c.save_checkpoint(tmp_path / "a.pth", state())
     assert (tmp_path / "a.pth").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
@@ -53,7 +54,7 @@ class Bomb:
 def test_what_is_no_sound_checkpoint_is_refused_in_one_line_and_never_run(tmp_path, monkeypatch, how):
     monkeypatch.setenv("BOMB", str(tmp_path / "the bomb went off"))
     path = tmp_path / "a.pth"
-    r.save_checkpoint(path, state())
+    c.save_checkpoint(path, state())
     data = path.read_bytes()
     if how == "missing":
         path.unlink()
@@ -78,7 +79,7 @@ def test_what_is_no_sound_checkpoint_is_refused_in_one_line_and_never_run(tmp_pa
         path.unlink()
         path.mkdir()
     with pytest.raises(ValueError, match=r"a\.pth") as error:
-        r.load_checkpoint(path)
+        c.load_checkpoint(path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "the bomb went off").exists()
 
@@ -88,17 +89,17 @@ def test_random_states_come_back(tmp_path):
         return random.random(), np.random.random(), torch.rand(1).item()  # noqa: NPY002
 
     draw()
-    r.save_checkpoint(tmp_path / "a.pth", r.random_states())
+    c.save_checkpoint(tmp_path / "a.pth", c.random_states())
     expected = draw()
     draw()
-    r.restore_random_states(r.load_checkpoint(tmp_path / "a.pth"))
+    c.restore_random_states(c.load_checkpoint(tmp_path / "a.pth"))
     assert draw() == expected
 
 
 def test_a_run_never_overwrites_another_by_accident(tmp_path):
     first = r.Recorder(tmp_path / "run")
     first.epoch({"epoch": 1})
-    r.save_checkpoint(first.checkpoints / "last.pth", state())
+    c.save_checkpoint(first.checkpoints / "last.pth", state())
     with pytest.raises(ValueError, match=r"--resume .*--overwrite .*--ex_name"):
         r.Recorder(tmp_path / "run")
     assert r.Recorder(tmp_path / "run", resume=True).history() == [{"epoch": 1}]
