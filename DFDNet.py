@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from TemporalModule import TemporalModule
-from TemporalModule.lean import keep_inputs, keep_products
+from TemporalModule.lean import Conv2d, ConvTranspose2d, keep_inputs, keep_products
 from TemporalModule.temporal import SEGMENTS
 
 
@@ -29,9 +29,9 @@ class ConvSC(nn.Module):
         super().__init__()
         padding = (kernel_size - 1) // 2
         if transposed and stride > 1:
-            self.conv = nn.ConvTranspose2d(C_in, C_out, kernel_size, stride, padding, output_padding=stride // 2)
+            self.conv = ConvTranspose2d(C_in, C_out, kernel_size, stride, padding, output_padding=stride // 2)
         else:
-            self.conv = nn.Conv2d(C_in, C_out, kernel_size, stride, padding)
+            self.conv = Conv2d(C_in, C_out, kernel_size, stride, padding)
         self.norm = nn.GroupNorm(2, C_out)
         self.act = nn.Mish()
 
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
             ConvSC(D, D, k, stride, transposed=True)
             for k, stride in zip(reversed(kernel_size), reversed(strides(len(kernel_size))))
         )
-        self.readout = nn.Conv2d(D, C, 1)
+        self.readout = Conv2d(D, C, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         *shallower, x = features

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .lean import Linear, current_tape
+
 # Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
 # magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
 # That is active (there is something to learn from) and mild (the signal energy lost is under half a percent).
@@ -44,8 +46,7 @@ def _(x: Tensor, threshold: Tensor, cutoff: int, width: float) -> tuple[Tensor, 
     return x.new_empty(*x.shape[:-1], (L + 1) // 2), x.new_empty(*x.shape[:-1], L // 2 + 1 - cutoff, dtype=torch.bool)
 
 
-@torch.library.custom_op("dfdnet::spectral_gate_backward", mutates_args=())
-def spectral_gate_backward(
+def _gate_backward(
     grad: Tensor, x: Tensor, threshold: Tensor, closed: Tensor, cutoff: int, width: float, learn: bool
 ) -> tuple[Tensor, Tensor]:
     """The gradients of spectral_gate for x and threshold; the latter zero unless it is to learn."""
@@ -62,6 +63,9 @@ def spectral_gate_backward(
         threshold_grad = through_gate.sum((0, -1)) * (2 / width)
     spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
     return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad
+
+
+spectral_gate_backward = torch.library.custom_op("dfdnet::spectral_gate_backward", mutates_args=())(_gate_backward)
 
 
 @spectral_gate_backward.register_fake
@@ -82,6 +86,22 @@ def _gradients(ctx, grad: Tensor, _) -> tuple[Tensor, Tensor | None, None, None]
 
 
 spectral_gate.register_autograd(_gradients, setup_context=_keep_for_backward)
+
+
+class _KnownGate(torch.autograd.Function):
+    """spectral_gate with its results at hand: its second time with keep_products."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, threshold: Tensor, y: Tensor, closed: Tensor, cutoff: int, width: float) -> Tensor:
+        ctx.save_for_backward(x, threshold, closed)
+        ctx.cutoff, ctx.width = cutoff, width
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        learn = ctx.needs_input_grad[1]
+        x, threshold = _gate_backward(grad, *ctx.saved_tensors, ctx.cutoff, ctx.width, learn)
+        return x, threshold if learn else None, None, None, None, None
 
 
 def _gate(x: Tensor, threshold: Tensor, cutoff: int) -> tuple[Tensor, Tensor]:
@@ -162,10 +182,16 @@ class ThresholdFilter(nn.Module):
             if self.watch is not None:
                 self.watch.append(self.removed(x))
             threshold = self.threshold.flatten().to(x.dtype)
+            tape = current_tape()
+            if tape is not None and tape.again:
+                return _KnownGate.apply(x, threshold, *tape.read(2), self.cutoff, WIDTH)
             learning = torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad)
             if learning or torch.compiler.is_dynamo_compiling():
                 return spectral_gate(x, threshold, self.cutoff, WIDTH)[0]
-            return _gate(x, threshold, self.cutoff)[0]
+            y, closed = _gate(x, threshold, self.cutoff)
+            if tape is not None:
+                tape.note(y, closed)
+            return y
 
     def use_matrices(self, known: dict[int, tuple[Tensor, ...]]) -> None:
         """From now on compute both Fourier transforms as matrix products, the same numbers, for formats without an FFT.
@@ -222,11 +248,11 @@ class DFDU(nn.Module):
         length_h, length_w = height * self.depth, width * self.depth
         self.filter_h = ThresholdFilter(segments, width, length_h, COF, release)
         self.filter_w = ThresholdFilter(segments, height, length_w, COF, release)
-        self.predict_h = nn.Linear((length_h + 1) // 2, length_h, bias=False)
-        self.predict_w = nn.Linear((length_w + 1) // 2, length_w, bias=False)
-        self.embed_h = nn.Linear(channels, channels, bias=False)
-        self.embed_w = nn.Linear(channels, channels, bias=False)
-        self.embed_x = nn.Linear(channels, channels, bias=False)
+        self.predict_h = Linear((length_h + 1) // 2, length_h, bias=False)
+        self.predict_w = Linear((length_w + 1) // 2, length_w, bias=False)
+        self.embed_h = Linear(channels, channels, bias=False)
+        self.embed_w = Linear(channels, channels, bias=False)
+        self.embed_x = Linear(channels, channels, bias=False)
 
     def decompose_h(self, x: Tensor) -> Tensor:
         """(B, H, W, r*S) -> (B, r*W, H*S): a signal runs down one column, S channels at each row."""

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .lean import Linear
+
 
 class STAU(nn.Module):
     """Gate temporal values by spatial attention.
@@ -15,9 +17,9 @@ class STAU(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = 2 * channels // 3
-        self.expand = nn.Linear(channels, 2 * hidden)
+        self.expand = Linear(channels, 2 * hidden)
         self.spatial = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.reduce = nn.Linear(hidden, channels)
+        self.reduce = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         s, t = self.expand(x).chunk(2, dim=-1)  # (B, H, W, h) each

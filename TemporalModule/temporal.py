@@ -30,10 +30,6 @@ class Branch(nn.Module):
         self.dfdu = DFDU(channels, height, width, segments, COF, release)
 
     def forward(self, x: Tensor) -> Tensor:
-        return keep_products(self.attend_and_predict, x)
-
-    def attend_and_predict(self, x: Tensor) -> Tensor:
-        """The branch's two halves."""
         x = x + self.stau(self.norm_stau(x))
         return x + self.dfdu(self.norm_dfdu(x))
 
@@ -66,7 +62,7 @@ class DFDB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.reduction(x).permute(0, 2, 3, 1)  # (B, H, W, c)
-        z = torch.cat([self.branch_r2(z), self.branch_r1(z)], -1)  # (B, H, W, 2c)
+        z = torch.cat([keep_products(branch, z) for branch in (self.branch_r2, self.branch_r1)], -1)  # (B, H, W, 2c)
         z = self.expansion(z.permute(0, 3, 1, 2))  # (B, P, H, W)
         return torch.relu(z + x if self.residual else z)
 
@@ -125,22 +121,26 @@ class TemporalModule(nn.Module):
         )
         self.unstem_first = Unstem(channels)
         self.sizes = sizes
+        self.compiled = False
         self.checkpoint_blocks = False  # keep nothing but the blocks' inputs for backward
 
-    def compile_blocks(self, autocast: Callable[[], AbstractContextManager] = nullcontext) -> str:
+    def compile_blocks(
+        self, autocast: Callable[[], AbstractContextManager] = nullcontext, backend: str | Callable = "inductor"
+    ) -> str:
         """Compile the DFDBs, which repeat, instead of the whole model: blocks of one size share their code.
 
         Tried out on copies first, forward and backward, with any batch size; where that fails all stay as they are.
-        autocast: the context they will run in. Returns a line that says how it went.
+        autocast: the context they will run in; backend: of torch.compile. Returns a line that says how it went.
         """
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # kinds of block
         began, kinds = time.perf_counter(), [stage for stage in self.stages if len(stage)]
         try:
             for stage, size in ((s, n) for s, n in zip(self.stages, self.sizes) if len(s)):
                 trial = copy.deepcopy(stage[0])
-                trial.compile(dynamic=False)
+                trial.compile(backend=backend, dynamic=False)
                 weight = stage[0].reduction[0].weight
-                x = torch.randn(2, weight.shape[1], *size, device=weight.device, requires_grad=True)
+                x = torch.randn(2, weight.shape[1], *size, device=weight.device)
+                x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
                 torch._dynamo.maybe_mark_dynamic(x, 0)
                 with autocast():
                     y = trial(x)
@@ -149,7 +149,8 @@ class TemporalModule(nn.Module):
             reason = str(error).strip().splitlines() or [""]
             return f"warning: compiling failed, going on without ({type(error).__name__}: {reason[0][:150]})"
         for block in (block for stage in kinds for block in stage):
-            block.compile(dynamic=False)
+            block.compile(backend=backend, dynamic=False)
+        self.compiled = True
         return f"compiled the blocks of {len(kinds)} stages in {time.perf_counter() - began:.0f} s"
 
     def use_matrices(self) -> None:
@@ -166,6 +167,8 @@ class TemporalModule(nn.Module):
         for stage, x in zip(
             self.stages, (call(self.stem_first, first), *middle, call(self.stem_last, last)), strict=True
         ):
+            if self.compiled:  # a block's output is laid out so; then all blocks of a stage are compiled alike
+                x = x.contiguous(memory_format=torch.channels_last)
             for block in stage:
                 x = call(block, x)
             predicted.append(x)

@@ -1,0 +1,162 @@
+"""What is kept for backward, and that computing the rest again changes nothing."""
+
+import copy
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from API.summary import costs, kept_bytes
+from DFDNet import DFDNet
+from TemporalModule import lean, temporal
+from WFL import WeightedFrequencyLoss
+
+
+def plain(module: nn.Module, *inputs):
+    """Keep everything: PyTorch's own way."""
+    return module(*inputs)
+
+
+def gradients(model: nn.Module, past: torch.Tensor, future: torch.Tensor, bfloat16: bool = False) -> dict:
+    model.zero_grad()
+    past = past.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        predicted = model(past)
+    WeightedFrequencyLoss(*future.shape[1:2], *future.shape[3:]).to(future.dtype)(predicted, future).backward()
+    named = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return named | {"past": past.grad, "future": predicted.detach()} | {k: v.clone() for k, v in model.named_buffers()}
+
+
+def make(monkeypatch, way: str, dtype: torch.dtype = torch.float32, **changes) -> DFDNet:
+    """The tiny model, the same weights each time, keeping for backward what `way` says."""
+    torch.manual_seed(3)
+    model = DFDNet(**TINY | changes)
+    for name, p in model.named_parameters():
+        if name.endswith("threshold") and p.requires_grad:
+            p.data.uniform_(-0.2, 1.0)
+    model = model.to(dtype)
+    everything = plain if way == "everything" else lean.keep_products
+    monkeypatch.setattr(temporal, "keep_products", everything)
+    monkeypatch.setattr("DFDNet.keep_products", everything)
+    model.temporal.checkpoint_blocks = way == "inputs"
+    return model
+
+
+@pytest.mark.parametrize("way", ["products", "inputs"])
+@pytest.mark.parametrize("changes", [{}, dict(release=True), dict(out_shape=(6, 1, 32, 32))], ids=str)
+def test_computing_again_gives_the_gradients_of_keeping_everything(monkeypatch, way, changes):
+    past, frames = torch.rand(2, 4, 1, 32, 32), changes.get("out_shape", (4,))[0]
+    future = torch.rand(2, frames, 1, 32, 32)
+    expected = gradients(make(monkeypatch, "everything", torch.float64, **changes), past.double(), future.double())
+    ours = gradients(make(monkeypatch, way, torch.float64, **changes), past.double(), future.double())
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = value.abs().max().clamp(min=1e-3)
+        assert (ours[name] - value).abs().max() <= 1e-9 * scale, name
+
+
+def test_every_precision_is_no_farther_from_float64_than_keeping_everything_is(monkeypatch):
+    past, future = torch.rand(2, 4, 1, 32, 32), torch.rand(2, 4, 1, 32, 32)
+    for gates in ("learned", "closed"):  # learned ones flip within rounding; closed ones let rounding alone speak
+
+        def found(way: str, dtype: torch.dtype, bfloat16: bool = False, gates=gates) -> dict:
+            model = make(monkeypatch, way, dtype)
+            for name, p in model.named_parameters():
+                if name.endswith("threshold") and gates == "closed":
+                    p.data.fill_(float("inf"))
+            return gradients(model, past.to(dtype), future.to(dtype), bfloat16)
+
+        exact = found("everything", torch.float64)
+        names = [name for name, value in exact.items() if value.is_floating_point() and "threshold" not in name]
+
+        def error(found: dict, names: list[str], exact=exact) -> float:
+            a, b = (torch.cat([values[name].flatten().double() for name in names]) for values in (found, exact))
+            return ((a - b).norm() / b.norm()).item()
+
+        for bfloat16, most, most_gradient in ((False, 1e-5, 1e-4), (True, 5e-2, 2e-1)):
+            ours, everything = (found(way, torch.float32, bfloat16) for way in ("products", "everything"))
+            assert torch.equal(ours["future"], everything["future"])
+            assert error(ours, names) <= 1.2 * error(everything, names) + 1e-7
+            if gates == "closed":
+                assert error(ours, ["future"]) < most
+                assert error(ours, names) < most_gradient
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lean.Linear(5, 3), (2, 4, 5)),
+        (lean.Linear(4, 6, bias=False), (3, 4)),
+        (lean.Conv2d(2, 4, 3, 2, 1), (2, 2, 6, 6)),
+        (lean.ConvTranspose2d(3, 2, 3, 2, 1, output_padding=1), (2, 3, 4, 4)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_with_their_result_at_hand_have_the_numerical_gradient(layer, shape):
+    layer = copy.deepcopy(layer).double()
+    x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    wrapped = nn.Sequential(layer, nn.Tanh())
+
+    def call(x, *weights):
+        return lean.keep_products(wrapped, x)
+
+    assert torch.autograd.gradcheck(call, (x, *wrapped.parameters()))
+
+
+def test_running_statistics_count_a_batch_once(monkeypatch):
+    for way in ("everything", "inputs"):
+        model = make(monkeypatch, way)
+        for _ in range(2):
+            gradients(model, torch.rand(2, 4, 1, 32, 32), torch.rand(2, 4, 1, 32, 32))
+        assert model.temporal.unstem_first[1].num_batches_tracked == 2
+
+
+def test_the_paper_s_model_keeps_no_more_than_it_should():
+    mib = 2**20
+    for bfloat16, most, most_with_blocks in ((False, 450, 100), (True, 250, 50)):
+        for block in (False, True):
+
+            def build(block=block):
+                model = DFDNet()
+                model.temporal.checkpoint_blocks = block
+                return model
+
+            kept = costs(build, (10, 1, 64, 64), bfloat16)["activation_bytes"] / mib
+            assert 10 < kept < (most_with_blocks if block else most)
+
+
+def test_bytes_are_counted_as_they_are():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid())  # keeps the sigmoid's result, 8 floats a row, and no copy of x
+    assert kept_bytes(model, torch.rand(4, 8), False) == 4 * 8 * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_compute_the_same_and_no_batch_size_compiles_again(monkeypatch):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make(monkeypatch, "products").train()
+    eager = copy.deepcopy(model)
+    assert model.temporal.compile_blocks(backend="aot_eager").startswith("compiled")
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 3  # a stage each, its blocks share
+    for batch in (2, 3, 5):
+        past, future = torch.rand(batch, 4, 1, 32, 32), torch.rand(batch, 4, 1, 32, 32)
+        ours, expected = gradients(model, past, future), gradients(eager, past, future)
+        for name, value in expected.items():
+            assert (ours[name] - value).double().norm() <= 1e-4 * value.double().norm() + 1e-5, name
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+def test_where_compiling_fails_blocks_run_as_they_are_after_one_warning(monkeypatch):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make(monkeypatch, "products").train()
+
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler\non this machine")
+
+    line = model.temporal.compile_blocks(backend=broken)
+    assert line.startswith("warning: compiling failed")
+    assert "\n" not in line
+    assert model(torch.rand(2, 4, 1, 32, 32)).shape == (2, 4, 1, 32, 32)
