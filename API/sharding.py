@@ -29,7 +29,7 @@ def distribute(
         return fully_shard(model)
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-    # A depthwise kernel's gradient (h, 1, 3, 3) may come with another stride for its axis of one. It is copied all right.
+    # A depthwise kernel's gradient (h, 1, 3, 3) may have another stride for its axis of one. That is no matter.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Every process computes the same statistics, so there is no need to send the first one's around each step.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters

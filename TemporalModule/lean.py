@@ -2,8 +2,8 @@
 
 PyTorch's own selective checkpointing does what keep_products does, through a Python hook on every operator; that made
 bfloat16 training steps of the Moving MNIST model a fifth slower on a CPU, and small models' a third. So here a module
-is called twice with a tape: the first time what is dear to compute, matrix products and filters, is noted on it; the second
-time, in the backward pass, it is read off, and only norms, activations, gates and changes of layout are computed again.
+is called twice with a tape: the first time what is dear to compute, matrix products and filters, is noted on it; the
+second time, in backward, it is read off, and only norms, activations, gates and changes of layout are computed again.
 """
 
 import threading

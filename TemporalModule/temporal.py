@@ -139,12 +139,15 @@ class TemporalModule(nn.Module):
                 trial = copy.deepcopy(stage[0])
                 trial.compile(backend=backend, dynamic=False)
                 weight = stage[0].reduction[0].weight
-                x = torch.randn(2, weight.shape[1], *size, device=weight.device)
-                x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-                torch._dynamo.maybe_mark_dynamic(x, 0)
-                with autocast():
-                    y = trial(x)
-                y.float().sum().backward()
+                past = torch.randn(2, weight.shape[1], *size, device=weight.device)
+                past = past.contiguous(memory_format=torch.channels_last)
+                for train in (True, False):
+                    x = past.clone().requires_grad_(train)
+                    torch._dynamo.maybe_mark_dynamic(x, 0)
+                    with autocast(), torch.set_grad_enabled(train):
+                        y = trial.train(train)(x)
+                    if train:
+                        y.float().sum().backward()
         except Exception as error:  # compilers fail in as many ways as there are machines
             reason = str(error).strip().splitlines() or [""]
             return f"warning: compiling failed, going on without ({type(error).__name__}: {reason[0][:150]})"

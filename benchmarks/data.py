@@ -26,8 +26,8 @@ sys.path.insert(0, str(REPO))
 import core  # noqa: E402
 import main  # noqa: E402
 from API.dataloader import load_data  # noqa: E402
-from API.presets import PRESETS  # noqa: E402
 from API.guard import Guard  # noqa: E402
+from API.presets import PRESETS  # noqa: E402
 from API.recorder import environment  # noqa: E402
 
 # (row, loader it goes through, in_shape, out_shape). Video sets are read alike once they are in the cache.

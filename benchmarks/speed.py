@@ -2,11 +2,11 @@
 
     python benchmarks/speed.py [--device cuda] [--rounds 5] [--batches 1 2 4 … 64] [--presets digits kth …]
 
-In one run: the machine's matrix rates and copy bandwidth; training steps (forward, loss, backward, Adam) and inference
-of the Moving MNIST model, every precision and the yardstick in turn, round by round, so that drift hits all alike; batch
-sizes; presets; bytes kept for backward; peak memory; where the time of a step goes. Inputs are random. Multiply-adds
-are counted, a backward pass as two forward ones. The yardstick runs in a process of its own, where nothing of the
-product's settings reaches it. Prints tables, and writes benchmarks/results/speed.json (speed_cuda.json).
+In one run: the machine's matrix rates and copy bandwidth; training steps (forward, loss, backward, Adam) and
+inference of the Moving MNIST model, every precision and the yardstick in turn, round by round, so that drift hits all
+alike; batch sizes; presets; bytes kept for backward; peak memory; where the time of a step goes. Inputs are random.
+Multiply-adds are counted, a backward pass as two forward ones. The yardstick runs in a process of its own, where
+nothing of the product's settings reaches it. Prints tables, and writes benchmarks/results/speed.json (speed_cuda.json).
 """
 
 import argparse
@@ -350,7 +350,7 @@ def run() -> None:
         for name, row in rows.items():
             print(
                 f"{what} {name:<14} batch {batch}  {row['sequences_per_second']:8.2f} sequences/s  "
-                f"{row['times_the_yardstick']:.2f}x yardstick  {row['of_matrix_rate']:.0%} of the matrix rate", flush=True,
+                f"{row['times_the_yardstick']:.2f}x yardstick  {row['of_matrix_rate']:.0%} of the rate", flush=True,
             )  # fmt: skip
     bounded = subjects["bf16 compiled"] if "bf16 compiled" in subjects else subjects["bf16"]
     result["train"]["hours_for_2000_epochs"] = 2000 * 10_000 / result["train"]["bf16"]["sequences_per_second"] / 3600
