@@ -21,7 +21,7 @@ from API.checkpoint import (
 )
 from API.compare import compare as compare_runs
 from API.dataloader import SPLITS, load_data
-from API.device import Machine, Progress
+from API.device import Machine, Progress, choose_device, choose_precision, free_memory
 from API.distributed import synchronise_norms
 from API.evaluation import evaluate
 from API.explain import draw_filters
@@ -470,7 +470,9 @@ def data(config: Config) -> None:
 
 
 def summary(config: Config) -> None:
-    """Print the model, and what it costs."""
+    """Print the model, what it costs, and whether this machine has the memory to train it."""
+    device = choose_device(config.device, config.gpu)
     model = build_model(config)
-    cost = costs(lambda: build_model(config), config.in_shape, config.precision == "bf16")
-    print(model, cost_table(model, cost, config.batch_size), sep="\n")
+    bfloat16 = choose_precision(config.precision, device) == "bf16"
+    cost = costs(lambda: build_model(config), config.in_shape, bfloat16)
+    print(model, cost_table(model, cost, config.batch_size // config.accumulate, free_memory(device)), sep="\n")

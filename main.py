@@ -8,7 +8,7 @@ from pathlib import Path
 
 from API.interrupt import RESUME_ME, Interrupted
 from API.presets import PRESETS
-from API.processes import leave, rank, restarted
+from API.processes import leave, rank, starts
 
 MODES = ("train", "test", "predict", "compare", "explain", "export", "data", "summary")
 DESCRIPTION = """\
@@ -268,7 +268,7 @@ def run(argv: Sequence[str]) -> None:
     from API.checkpoint import last_checkpoint
 
     mode = given["mode"]
-    if mode == "train" and restarted():  # by torchrun, after a process was lost
+    if mode == "train" and starts():  # by torchrun, after a process was lost
         given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
     if mode == "compare" and not given["runs"]:
         raise ValueError("compare needs at least one RUN, such as results/digits")
@@ -328,7 +328,11 @@ def main() -> int:
 def explain_failure(error: Exception) -> str | None:
     """What to tell the user of it; None of a mistake in our own code, which deserves its traceback."""
     if isinstance(error, (ValueError, OSError)):
-        return str(error)
+        lines = str(error).strip().splitlines()
+        in_worker = (
+            len(lines) > 1 and "DataLoader worker" in lines[0]
+        )  # PyTorch puts that one's traceback in the message
+        return lines[-1].partition(": ")[2] if in_worker else str(error)
     if isinstance(error, RuntimeError):
         from API.device import describe_failure
 

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageSequence
 
+from .recorder import DAMAGED, reason_of
+
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 YUV = ".yuv"
@@ -140,10 +142,10 @@ def read_image(path: Path) -> np.ndarray:
         with path.open("rb") as file, Image.open(file) as image:
             check_pixels(path, *image.size)
             return np.asarray(image.convert("RGB"))
-    except (Image.UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
-        raise BadClip(f"{path}: not a readable image ({type(error).__name__})") from None
-    except OSError as error:
-        raise BadClip(f"{path}: {error.strerror or str(error).splitlines()[0]}") from None
+    except BadClip:
+        raise
+    except Exception as error:  # decoders of images fail in as many ways as images can be damaged
+        raise BadClip(f"{path}: not a readable image ({reason_of(error)})") from None
 
 
 def read_gif(path: Path) -> Iterator[np.ndarray]:
@@ -153,10 +155,10 @@ def read_gif(path: Path) -> Iterator[np.ndarray]:
             check_pixels(path, *image.size)
             for frame in ImageSequence.Iterator(image):
                 yield np.asarray(frame.convert("RGB"))
-    except (Image.UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, EOFError, IndexError) as error:
-        raise BadClip(f"{path}: not a readable GIF ({type(error).__name__})") from None
-    except OSError as error:
-        raise BadClip(f"{path}: {error.strerror or str(error).splitlines()[0]}") from None
+    except BadClip:
+        raise
+    except Exception as error:
+        raise BadClip(f"{path}: not a readable GIF ({reason_of(error)})") from None
 
 
 def read_video(path: Path) -> Iterator[np.ndarray]:
@@ -190,8 +192,8 @@ def open_npy(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise BadClip(f"{path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
-        raise BadClip(f"{path}: not a sound npy file ({str(error).splitlines()[0][:100]})") from None
+    except DAMAGED as error:
+        raise BadClip(f"{path}: not a sound npy file ({reason_of(error)})") from None
     if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or 0 in array.shape:
         raise BadClip(
             f"{path}: expected an array (T, H, W) or (T, H, W, C), found {getattr(array, 'shape', 'an archive')}"

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,6 +98,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(top_pad, 2**26)
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that device has free; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        if limit.exists() and limit.read_text().strip() != "max":  # a container's share
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return free
+
+
 def describe_failure(error: RuntimeError) -> str | None:
     """What to tell the user of a failure that is not our code's: memory ran out, or another process is gone."""
     text = str(error)
@@ -105,6 +123,11 @@ def describe_failure(error: RuntimeError) -> str | None:
         return (
             "out of memory: compute the batch in parts (--accumulate 2, 4, …), keep less (--checkpoint_blocks, "
             "--precision bf16), or lower --batch_size; `summary` predicts what a run takes"
+        )
+    if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
+        return (
+            "a process that loads data was killed, by the system if memory ran short: lower --num_workers or "
+            "--batch_size; what was saved is whole, --resume goes on with it"
         )
     lost = isinstance(error, torch.distributed.DistBackendError) or "gloo" in text or "Connection closed" in text
     if processes() > 1 and lost:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .processes import processes, rank
+from .processes import processes, rank, starts
 
 
 class World:
@@ -28,7 +28,12 @@ class World:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=limit)
+                # torchrun's store outlives a restart: without a name of its own, a process that is started again may
+                # read the addresses of those before it.
+                store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=limit))
+                store = dist.PrefixStore(f"start_{starts()}", store)
+                backend = "nccl" if device.type == "cuda" else "gloo"
+                dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
             # Decisions of the processes, not of their GPUs: over this group no GPU has to be waited for.
             self.host = dist.new_group(backend="gloo", timeout=limit) if device.type == "cuda" else dist.group.WORLD
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .moving import TRAIN, VAL, MovingDigits
+from .recorder import DAMAGED, reason_of
 
 IMAGES = "moving_mnist/train-images-idx3-ubyte.gz"
 SEQUENCES = "moving_mnist/mnist_test_seq.npy"
@@ -25,7 +26,8 @@ def read_idx_images(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"{path} is missing: {HELP}")
     try:
         with gzip.open(path) as file:
-            header = np.frombuffer(file.read(16), ">i4")
+            data = file.read(16)
+            header = np.frombuffer(data, ">i4") if len(data) == 16 else ()
             if len(header) != 4 or header[0] != 2051:
                 raise ValueError(f"{path}: not an IDX file of images (magic number 2051): {HELP}")
             count, rows, columns = (int(n) for n in header[1:])
@@ -49,8 +51,8 @@ def read_sequences(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"{path} is missing: {HELP}")
     try:
         sequences = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:  # a pickle, another format, a file cut short
-        raise ValueError(f"{path}: not a sound npy file ({str(error).splitlines()[0]}): {HELP}") from None
+    except (OSError, *DAMAGED) as error:  # a pickle, another format, a file cut short
+        raise ValueError(f"{path}: not a sound npy file ({reason_of(error)}): {HELP}") from None
     if (
         sequences.ndim != 4
         or sequences.shape[0] != 20

@@ -3,8 +3,6 @@
 import os
 import sys
 
-RESTARTED = "TORCHELASTIC_RESTART_COUNT"
-
 
 def processes() -> int:
     """How many processes torchrun has started for this run; 1 without it."""
@@ -16,9 +14,9 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this run again, after a process of it was lost."""
-    return int(os.environ.get(RESTARTED, 0)) > 0
+def starts() -> int:
+    """How often torchrun has started this run again, after a process of it was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def leave() -> None:

@@ -23,6 +23,7 @@ def distribute(
         return model
     torch._dynamo.config.optimize_ddp = False  # it would cut the compiled blocks to fit its buckets
     if shard:
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # nothing here changes its output in place
         fully_shard = find_fully_shard()
         for block in blocks:
             fully_shard(block)

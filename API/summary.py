@@ -1,6 +1,6 @@
 """What a model costs before it runs: parameters, multiply-adds, memory. Counted on shapes alone, no memory is taken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -62,18 +62,31 @@ def costs(build: Callable[[], nn.Module], in_shape: Sequence[int], bfloat16: boo
     }
 
 
-def cost_table(model: nn.Module, cost: dict[str, float], batch_size: int) -> str:
-    """A few lines for a person: the parts' parameters, the work, and the memory of training with this batch size."""
+def training_bytes(cost: Mapping[str, float], sequences: int) -> float:
+    """What training takes with so many sequences at once: weights, gradients, Adam's two moments in float32, and what
+    backward keeps. The work space of single operators comes on top."""
+    return 4 * 4 * cost["parameters"] + cost["constant_bytes"] + cost["activation_bytes"] * sequences
+
+
+def cost_table(model: nn.Module, cost: Mapping[str, float], sequences: int, free: int | None = None) -> str:
+    """A few lines for a person: the parts' parameters, the work, and the memory of training with so many sequences at
+    once; with a warning where the free bytes are fewer."""
     total = cost["parameters"]
     lines = [f"{'part':<12}{'parameters':>14}"]
     lines += [f"{name:<12}{sum(p.numel() for p in part.parameters()):>14,}" for name, part in model.named_children()]
     lines += [f"{'total':<12}{total:>14,}", ""]
-    state = 4 * 4 * total  # weights, gradients and Adam's two moments in float32
-    activations = cost["activation_bytes"] * batch_size
+    needed = training_bytes(cost, sequences)
     lines += [
         f"multiply-adds   {cost['multiply_adds'] / 1e9:8.2f} G a sequence, forward",
         f"activations     {cost['activation_bytes'] / 2**20:8.0f} MiB a sequence, kept for backward",
-        f"training        {(state + activations) / 2**30:8.2f} GiB for a batch of {batch_size} "
+        f"training        {needed / 2**30:8.2f} GiB for {sequences} sequences at once "
         "(weights, gradients, Adam, activations)",
     ]
+    if free is not None:
+        lines.append(f"free            {free / 2**30:8.2f} GiB on this machine")
+        if 1.1 * needed > free:  # a tenth for the work space of operators
+            lines.append(
+                "warning: training will run out of memory: --accumulate N computes a batch in parts, "
+                "--checkpoint_blocks and --precision bf16 keep less, or take a smaller --batch_size"
+            )
     return "\n".join(lines)

@@ -79,35 +79,15 @@ def test_a_stopped_process_says_so_in_its_exit_code(folder, monkeypatch):
     assert main.main() == 75
 
 
-def test_a_killed_process_goes_on_from_its_last_save_to_the_same_bits(folder, tmp_path):
-    main.run([*FLAGS, "--ex_name", "whole"])
-    script = tmp_path / "run.py"  # the command line, with the few sequences of this test
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from API import digits, visualize\n"
-        "digits.SEQUENCES = {'train': 20, 'val': 4, 'test': 4}\n"
-        "visualize.save_figure = lambda figure, path: path.touch()\n"
-        "import main; sys.exit(main.main())\n"
-    )
-    command = [sys.executable, str(script), *FLAGS, "--ex_name", "parts", "--resume", "auto", "--save_every", "1"]
-    last, delay = folder / "parts/checkpoints/last.pth", iter((0.02, 0.2))
-    for _ in range(2):
-        before = last.stat().st_mtime_ns if last.exists() else None
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < deadline:
-            if last.exists() and last.stat().st_mtime_ns != before:
-                break
-            time.sleep(0.005)
-        time.sleep(next(delay))
-        process.kill()
-        process.wait()
-    assert load_checkpoint(last_checkpoint(folder / "parts"))["epoch"] <= 2
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
-    whole, parts = (load_checkpoint(folder / name / "checkpoints/last.pth") for name in ("whole", "parts"))
-    assert same(whole["model"], parts["model"])
-    assert_same_runs(folder, "whole", "parts")
+def test_a_run_killed_at_twenty_random_instants_ends_with_the_same_bits(tmp_path):
+    script, output = REPO / "benchmarks/faults.py", tmp_path / "faults.json"
+    command = [sys.executable, str(script), "--kills", "20", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())["result"]
+    assert result["kills"] == 20 == sum(result["while"].values())
+    assert result["runs"] >= 1
+    assert result["different"] == []
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_one_warning(folder, tmp_path, capsys):
