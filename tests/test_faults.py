@@ -19,6 +19,7 @@ from test_core import same
 import core
 import main
 from API import digits, visualize
+from API.cache import ClipCache
 from API.checkpoint import Saver, last_checkpoint, load_checkpoint, save_checkpoint
 
 REPO = Path(__file__).parents[1]
@@ -150,6 +151,7 @@ def test_a_data_file_that_vanishes_is_named(call, tmp_path, monkeypatch, workers
         return train(*args)
 
     monkeypatch.setattr(core, "train_one_epoch", and_the_files_are_gone)
+    monkeypatch.setattr(ClipCache, "MEMORY", 0)
     shape = ["4", "1", "32", "32"]
     flags = ["--dataname", "video", "--data_root", "clips", "--no_cache", "--in_shape", *shape, "--out_shape", *shape]
     flags += ["--hid_S", "8", "--layer_config", "0", "0", "0", "1", "--batch_size", "2", "--epochs", "3"]
