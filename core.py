@@ -113,6 +113,11 @@ def prepare(config: Config) -> Machine:
     return Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic, config.timeout)
 
 
+def recorder_of(machine: Machine) -> type:
+    """What writes the run folder: of many processes, the first one only."""
+    return Recorder if machine.world.main else Silent
+
+
 def settle_flags(defaults: Mapping, given: Mapping, checkpoint: str | None) -> tuple[Config, Mapping | None]:
     """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
 
@@ -204,8 +209,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     training = Training(model.to(machine.device), config, machine, len(loaders["train"]))
     if state is not None:
         training.restore(state)
-    run = Recorder if machine.world.main else Silent
-    recorder = run(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
+    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
     recorder.forget_after(training.epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
     if machine.compiles if config.compile is None else config.compile:
@@ -408,7 +412,7 @@ def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
     machine, model = trained(config, state)
     loader = build_loaders(config, machine, ("test",))["test"]
-    recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
+    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
     evaluate(model, loader, machine, recorder, **test_options(config, machine, config.ckpt))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from API.interrupt import RESUME_ME, Interrupted
 from API.presets import PRESETS
-from API.processes import leave, rank, starts
+from API.processes import leave, processes, rank, starts
 
 MODES = ("train", "test", "predict", "compare", "explain", "export", "data", "summary")
 DESCRIPTION = """\
@@ -270,6 +270,8 @@ def run(argv: Sequence[str]) -> None:
     mode = given["mode"]
     if mode == "train" and starts():  # by torchrun, after a process was lost
         given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
+    if processes() > 1 and mode not in ("train", "test"):
+        raise ValueError(f"{mode} runs in one process: leave torchrun out")
     if mode == "compare" and not given["runs"]:
         raise ValueError("compare needs at least one RUN, such as results/digits")
     if mode != "compare" and given["runs"]:

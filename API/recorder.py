@@ -80,7 +80,7 @@ class Recorder:
 class Silent:
     """Stands where a Recorder does in the processes that leave writing to the first one."""
 
-    def __init__(self, folder: Path, *_) -> None:
+    def __init__(self, folder: Path, *_, **__) -> None:
         self.folder = Path(folder)
         self.checkpoints, self.figures = self.folder / "checkpoints", self.folder / "figures"
         self.bad_batch = self.folder / f"bad_batch.{rank()}.npz"
@@ -150,7 +150,9 @@ def check_array_header(file: IO[bytes], size: int) -> None:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
+    if dtype.hasobject:
+        raise ValueError("Object arrays are not read")
+    if math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"an array claims to be {shape} {dtype} in {size} bytes")
 
 

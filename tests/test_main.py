@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_FLAGS
+from torch import nn
 
 import main
 from API.presets import PRESETS
+from API.summary import cost_table, training_bytes
 
 REPO = Path(__file__).parents[1]
 
@@ -125,3 +127,18 @@ def test_summary_counts_the_paper_s_model(tmp_path):
     assert "49.09 G" in result.stdout
     for box in ("(encoder)", "(temporal)", "(decoder)", "(branch_r1)", "(stau)", "(dfdu)"):
         assert box in result.stdout
+
+
+def test_summary_predicts_memory_and_warns_where_there_is_less():
+    cost = {"parameters": 2**20, "multiply_adds": 1.0, "activation_bytes": 2.0**28, "constant_bytes": 0.0}
+    assert training_bytes(cost, 4) == 2**24 + 2**30
+    fits, does_not = (cost_table(nn.Linear(1, 1), cost, 4, free) for free in (2**31, 2**30))
+    assert "1.02 GiB for 4 sequences" in fits
+    assert "warning" not in fits
+    assert "--accumulate" in does_not.splitlines()[-1]
+
+
+def test_only_training_and_testing_run_in_many_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="predict runs in one process"):
+        main.run(["predict"])
