@@ -180,8 +180,8 @@ def describe(seconds: list[float], baseline: list[float], batch: int, flops: flo
 def breakdown(subject: Subject, past: Tensor, future: Tensor, machine: dict, clock: Clock, times: int) -> dict:
     """Seconds of a training step by part, every call of a module repeated alone on what it gets in the model.
 
-    Beside each: what its multiply-adds take at the machine's matrix rate, and what its inputs, outputs and weights, moved
-    once forward and twice backward, take at its copy rate. (Convolutions by Winograd's algorithm may take less.)
+    Beside each: what its multiply-adds take at the machine's matrix rate, and what its inputs, outputs and weights,
+    moved once forward and twice backward, take at its copy rate. (Convolutions by Winograd's algorithm may take less.)
     """
     model, kind, device = subject.model.train(), subject.kind, subject.device
     names = {module: name for name, module in model.named_modules()}

@@ -305,7 +305,7 @@ def test_taxibj_h5_windows_have_no_gap_and_the_last_four_weeks_test(tmp_path):
         (dict(X_test=np.full((7, 4, 2, 32, 32), 9.0)), "X_test is not within"),
         (dict(Y_test=np.zeros((6, 4, 2, 32, 32))), "do not hold"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_taxibj_npz_mistakes_are_named(tmp_path, changes, words):
     taxi_npz(tmp_path, **changes)
