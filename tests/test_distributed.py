@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from worker import can_shard
 
 from API.checkpoint import load_checkpoint, refuse_changed_flags
 from API.sharding import distribute
@@ -66,10 +67,11 @@ def test_two_processes_give_the_loss_the_gradients_and_the_scores_of_one(tmp_pat
     done = run(tmp_path, "--compare", "found.json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    for way in ("copies", "shards"):
+    for way in [way for way in found if way in ("copies", "shards")]:
         assert max(found[way].values()) < 1e-5, (way, found[way])
     assert 0 < found["compressed"]["gradients"] < 1e-2  # bfloat16's rounding, and not more
-    assert max(found["states"].values()) < 1e-5
+    assert can_shard() == ("states" in found)
+    assert max(found.get("states", {"": 0}).values()) < 1e-5
     assert found["accumulated"] < 1e-5
     assert found["scores"] < 1e-6
     assert found["worst"]
@@ -93,7 +95,8 @@ def test_a_run_stopped_with_two_processes_goes_on_with_one_and_the_other_way_rou
 
 
 def test_torchrun_starts_again_after_a_killed_process_and_nothing_is_lost(folder):
-    done = run(folder, *FLAGS, "--ex_name", "killed", "--save_every", "1", "--shard", restarts=1, KILL=8)
+    shard = ["--shard"] if can_shard() else []
+    done = run(folder, *FLAGS, "--ex_name", "killed", "--save_every", "1", *shard, restarts=1, KILL=8)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_alike(folder, "killed")
     assert "epochs 2 to 2" in (folder / "results/killed/log.txt").read_text()  # it did not begin anew

@@ -15,6 +15,7 @@ torch.set_num_threads(1)
 import main  # noqa: E402
 from API import digits, visualize  # noqa: E402
 from API.processes import leave, rank, starts  # noqa: E402
+from API.sharding import find_fully_shard  # noqa: E402
 
 TINY = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), hid_S=8, layer_config=(1, 1, 0, 1))
 
@@ -37,6 +38,15 @@ def command_line(argv: list[str]) -> int:
     torch.optim.Adam.step = step
     sys.argv = ["main.py", *argv]
     return main.main()
+
+
+def can_shard() -> bool:
+    """Whether this PyTorch has fully_shard."""
+    try:
+        find_fully_shard()
+    except ValueError:
+        return False
+    return True
 
 
 def compare(output: str) -> int:
@@ -75,7 +85,8 @@ def compare(output: str) -> int:
         norm = sum(value.double().square().sum() for value in other.values()).sqrt()
         return (sum((one[n] - other[n]).double().square().sum() for n in other).sqrt() / norm).item()
 
-    for way, options in {"copies": {}, "compressed": dict(compress=True), "shards": dict(shard=True)}.items():
+    ways = {"copies": {}, "compressed": dict(compress=True)} | ({"shards": dict(shard=True)} if can_shard() else {})
+    for way, options in ways.items():
         model = synchronise_norms(copy.deepcopy(alone), torch.device("cpu"))
         blocks = [block for stage in model.temporal.stages for block in stage]
         options = dict(shard=False, compress=False) | options
