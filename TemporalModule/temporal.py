@@ -142,9 +142,9 @@ class TemporalModule(nn.Module):
                 trial.compile(backend=backend, dynamic=False)
                 weight = stage[0].reduction[0].weight
                 past = torch.randn(2, weight.shape[1], *size, device=weight.device)
-                past = past.contiguous(memory_format=torch.channels_last)
                 for train in (True, False):
-                    x = past.clone().requires_grad_(train)
+                    with autocast():
+                        x = like_a_block_s_output(past).detach().requires_grad_(train)
                     torch._dynamo.maybe_mark_dynamic(x, 0)
                     with autocast(), torch.set_grad_enabled(train):
                         y = trial.train(train)(x)
@@ -172,9 +172,16 @@ class TemporalModule(nn.Module):
         for stage, x in zip(
             self.stages, (call(self.stem_first, first), *middle, call(self.stem_last, last)), strict=True
         ):
-            if self.compiled:  # a block's output is laid out so; then all blocks of a stage are compiled alike
-                x = x.contiguous(memory_format=torch.channels_last)
+            if self.compiled:
+                x = like_a_block_s_output(x)
             for block in stage:
                 x = call(block, x)
             predicted.append(x)
         return [call(self.unstem_first, predicted[0]), *predicted[1:]]
+
+
+def like_a_block_s_output(x: Tensor) -> Tensor:
+    """x (B, P, H, W) in the precision and layout that a DFDB's result has, for which the next one is compiled."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
