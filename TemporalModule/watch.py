@@ -1,7 +1,7 @@
 """See the filters work: how much they remove, and how far their thresholds have moved."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,13 @@ def filter_statistics(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Within, every ThresholdFilter of model notes the fraction of high bins it removes: {module name: [per call]}."""
     filters = {name: m for name, m in model.named_modules() if isinstance(m, ThresholdFilter)}
     notes: dict[str, list[Tensor]] = {name: [] for name in filters}
+    # Compiled blocks run as they are meanwhile: taking notes is not worth compiling them once more.
+    eager = torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
     try:
         for name, module in filters.items():
             module.watch = notes[name]
-        yield notes
+        with eager:
+            yield notes
     finally:
         for module in filters.values():
             module.watch = None
