@@ -132,7 +132,7 @@ class TemporalModule(nn.Module):
         Tried out on copies first, forward and backward, with any batch size; where that fails all stay as they are.
         autocast: the context they will run in; backend: of torch.compile. Returns a line that says how it went.
         """
-        if hasattr(torch._dynamo.config, "inline_inbuilt_nn_modules"):  # so that blocks share code; later the default
+        if torch.__version__ < (2, 5):  # so that blocks share code; later that goes without saying
             torch._dynamo.config.inline_inbuilt_nn_modules = True
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # kinds of block
         began, kinds = time.perf_counter(), [stage for stage in self.stages if len(stage)]
