@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace as Config
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from API.distributed import synchronise_norms
 from API.evaluation import evaluate
 from API.explain import draw_filters
 from API.export import write_export
-from API.guard import Guard, clip_gradients, gradient_norm
+from API.guard import Guard, gradient_norm
 from API.interrupt import Interrupted, StopSignals
 from API.lpips import find_lpips
 from API.metrics import Scores
@@ -246,6 +247,11 @@ def train_epochs(training: Training, loaders: Mapping[str, DataLoader], recorder
     due = SaveEvery(config.save_every)
     with StopSignals() as stop, Saver(world.main) as saver:
 
+        def leave(where: str) -> NoReturn:
+            saver.wait()
+            world.wait()  # nobody leaves before all is saved
+            raise Interrupted(f"stopped {where}; go on with --resume")
+
         def after_step(step: int, total: Tensor, guard: Guard) -> None:
             stopping, saving = world.any(stop.asked, world.main and due(step))
             if stopping or saving:
@@ -253,9 +259,7 @@ def train_epochs(training: Training, loaders: Mapping[str, DataLoader], recorder
                 training.step, training.total, training.skipped = step, total.item(), int(guard.skipped)
                 saver.save(training.checkpoint(), last)
             if stopping:
-                saver.wait()
-                world.wait()  # nobody leaves before all is saved
-                raise Interrupted(f"stopped in epoch {training.epoch + 1}, step {step}; go on with --resume")
+                leave(f"in epoch {training.epoch + 1}, step {step}")
 
         while training.epoch < config.epochs:
             epoch = training.epoch + 1
@@ -280,12 +284,11 @@ def train_epochs(training: Training, loaders: Mapping[str, DataLoader], recorder
                 board.scalars(epoch, record)
                 if checked:
                     board.picture(epoch, *example)
-            if checked:
-                saver.save(training.checkpoint(), *([best, last] if is_best else [last]))
-            if world.any(stop.asked)[0]:
-                saver.wait()
-                world.wait()
-                raise Interrupted(f"stopped after epoch {epoch}; go on with --resume")
+            (stopping,) = world.any(stop.asked)
+            if checked or stopping:
+                saver.save(training.checkpoint(), *([best, last] if checked and is_best else [last]))
+            if stopping:
+                leave(f"after epoch {epoch}")
     world.wait()  # best.pth is written
     if board:
         board.close()
@@ -332,9 +335,7 @@ def train_one_epoch(
                 part.backward()
             loss += part.detach()
         loss = world.sum(loss) / world.size
-        norm = gradient_norm(guard.parameters)
-        if grad_clip:
-            clip_gradients(guard.parameters, norm, grad_clip)
+        norm = gradient_norm(guard.parameters, grad_clip)
         total += guard.step(step, loss, norm, batch)
         scheduler.step()  # one-cycle: every step, not every epoch
         step += 1
@@ -382,7 +383,7 @@ def validate(
                 predicted = model(past)
         losses.append(torch.stack([criterion(predicted, future) * len(past), past.new_tensor(len(past))]))
         scores.update(predicted, future)
-    total, count = world.sum(torch.stack(losses).double().sum(0) if losses else torch.zeros(2)).tolist()
+    total, count = world.sum(torch.stack(losses).cpu().double().sum(0)).tolist()  # there is no float64 on MPS
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
     return record | {"filter": filter_report(model, removed)}, example

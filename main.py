@@ -331,10 +331,9 @@ def explain_failure(error: Exception) -> str | None:
     """What to tell the user of it; None of a mistake in our own code, which deserves its traceback."""
     if isinstance(error, (ValueError, OSError)):
         lines = str(error).strip().splitlines()
-        in_worker = (
-            len(lines) > 1 and "DataLoader worker" in lines[0]
-        )  # PyTorch puts that one's traceback in the message
-        return lines[-1].partition(": ")[2] if in_worker else str(error)
+        if len(lines) > 1 and "DataLoader worker" in lines[0]:  # PyTorch puts that one's traceback in the message
+            return lines[-1].partition(": ")[2]
+        return str(error)
     if isinstance(error, RuntimeError):
         from API.device import describe_failure
 

@@ -85,18 +85,11 @@ class Guard:
         )
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The norm of all gradients together."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    total = nn.utils.get_total_norm(grads) if hasattr(nn.utils, "get_total_norm") else _norm_of(grads)
-    return total.full_tensor() if hasattr(total, "full_tensor") else total  # of sharded gradients
-
-
-def _norm_of(grads: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
-
-
-def clip_gradients(parameters: Iterable[Tensor], norm: Tensor, largest: float) -> None:
-    """Scale the gradients so that their norm, which is norm now, is largest at most."""
-    factor = (largest / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
+def gradient_norm(parameters: Iterable[Tensor], largest: float | None = None) -> Tensor:
+    """The norm of all gradients together; where it is more than largest, they are scaled to have that."""
+    parameters = [p for p in parameters if p.grad is not None]
+    if largest is not None or not hasattr(nn.utils, "get_total_norm"):  # new in PyTorch 2.6
+        norm = nn.utils.clip_grad_norm_(parameters, float("inf") if largest is None else largest)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients

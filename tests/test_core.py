@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch_and_the_las
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(start, monkeypatch):
-    monkeypatch.setattr(core, "gradient_norm", lambda parameters: torch.tensor(float("inf")))
+    monkeypatch.setattr(core, "gradient_norm", lambda *_: torch.tensor(float("inf")))
     with pytest.raises(ValueError, match=r"epoch 1/1, step 1, .*the gradient .norm inf. is not finite"):
         start("--epochs", "1")
 
