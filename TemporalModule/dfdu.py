@@ -88,8 +88,8 @@ def _gradients(ctx, grad: Tensor, _) -> tuple[Tensor, Tensor | None, None, None]
 spectral_gate.register_autograd(_gradients, setup_context=_keep_for_backward)
 
 
-class _KnownGate(torch.autograd.Function):
-    """spectral_gate with its results at hand: its second time with keep_products."""
+class _Gate(torch.autograd.Function):
+    """spectral_gate where nothing compiles, with its results at hand: computed just now, or read off a tape."""
 
     @staticmethod
     def forward(ctx, x: Tensor, threshold: Tensor, y: Tensor, closed: Tensor, cutoff: int, width: float) -> Tensor:
@@ -133,7 +133,7 @@ def _even_samples(spectrum: Tensor, length: int) -> Tensor:
     if length % 2:
         return torch.fft.irfft(spectrum, n=length, norm="ortho")[..., ::2].contiguous()
     half = length // 2
-    # conj_physical: inside a custom operator that a dispatch mode (checkpointing) calls, a lazy conj() is lost.
+    # conj_physical: inside a custom operator that a dispatch mode calls, a lazy conj() is lost.
     front = spectrum[..., : half // 2 + 1]
     back = spectrum[..., half - half // 2 :].flip(-1).conj_physical_()  # bins half, half - 1, …
     return torch.fft.irfft((front + back).mul_(math.sqrt(0.5)), n=half, norm="ortho")
@@ -182,16 +182,17 @@ class ThresholdFilter(nn.Module):
             if self.watch is not None:
                 self.watch.append(self.removed(x))
             threshold = self.threshold.flatten().to(x.dtype)
+            if torch.compiler.is_dynamo_compiling():
+                return spectral_gate(x, threshold, self.cutoff, WIDTH)[0]
             tape = current_tape()
             if tape is not None and tape.again:
-                return _KnownGate.apply(x, threshold, *tape.read(2), self.cutoff, WIDTH)
+                y, closed = tape.read(2)
+            else:
+                y, closed = _gate(x.detach(), threshold.detach(), self.cutoff)
+                if tape is not None:
+                    tape.note(y, closed)
             learning = torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad)
-            if learning or torch.compiler.is_dynamo_compiling():
-                return spectral_gate(x, threshold, self.cutoff, WIDTH)[0]
-            y, closed = _gate(x, threshold, self.cutoff)
-            if tape is not None:
-                tape.note(y, closed)
-            return y
+            return _Gate.apply(x, threshold, y, closed, self.cutoff, WIDTH) if learning else y
 
     def use_matrices(self, known: dict[int, tuple[Tensor, ...]]) -> None:
         """From now on compute both Fourier transforms as matrix products, the same numbers, for formats without an FFT.
