@@ -9,26 +9,23 @@ own loader and its own training loop. Prints a table and writes benchmarks/resul
 
 import argparse
 import gzip
-import json
 import statistics
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import core  # noqa: E402
-import main  # noqa: E402
-from API.dataloader import load_data  # noqa: E402
-from API.guard import Guard  # noqa: E402
-from API.presets import PRESETS  # noqa: E402
-from API.recorder import environment  # noqa: E402
+import core
+import main
+from API.dataloader import load_data
+from API.guard import Guard
+from API.presets import PRESETS
+from benchmarks.record import RESULTS, write_result
 
 # (row, loader it goes through, in_shape, out_shape). Video sets are read alike once they are in the cache.
 ROWS = [
@@ -119,7 +116,7 @@ def run() -> None:
         "--train_batch", type=int, help="batch of those steps where the preset's does not fit the memory"
     )
     parser.add_argument("--only", nargs="+", help="rows to measure")
-    parser.add_argument("--output", type=Path, default=REPO / "benchmarks/results/data.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "data.json")
     args = parser.parse_args()
     rows = []
     for row, name, in_shape, out_shape in ROWS:
@@ -154,9 +151,7 @@ def run() -> None:
             else ""
         )
         print(f"{row:<28}{speeds}  {result['microseconds_a_sequence']:7.0f} us{wait}", flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"date": date.today().isoformat(), "environment": environment(), "rows": rows}
-    args.output.write_text(json.dumps(content, indent=2) + "\n")
+    write_result(args.output, rows, seed=0)
 
 
 if __name__ == "__main__":

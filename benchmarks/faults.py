@@ -17,21 +17,19 @@ import signal
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
 import sklearn.datasets  # noqa: F401 - here, so that the processes below, copies of this one, need not load it
 import torch
 import torch._dynamo
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import core  # noqa: E402, F401
-import main  # noqa: E402
-from API import digits, visualize  # noqa: E402
-from API.checkpoint import digest, last_checkpoint, load_checkpoint  # noqa: E402
-from API.recorder import environment  # noqa: E402
+import core  # noqa: F401
+import main
+from API import digits, visualize
+from API.checkpoint import digest, last_checkpoint, load_checkpoint
+from benchmarks.record import RESULTS, write_result
 
 FLAGS = [
     "--dataname", "digits", "--in_shape", "4", "1", "32", "32", "--out_shape", "4", "1", "32", "32", "--hid_S", "8",
@@ -82,7 +80,7 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=REPO / "benchmarks/results/faults.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "faults.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     digits.SEQUENCES = {"train": 20, "val": 4, "test": 4}
@@ -122,9 +120,7 @@ def run() -> int:
                 print((folder / f"{name}.log").read_text()[-2000:])
     result = {"kills": kills, "while": dict(phases), "runs": runs, "different": different}
     print(f"{kills} kills in {runs} runs of {seconds:.1f} s ({dict(phases)}): {len(different)} runs differ")
-    content = {"date": date.today().isoformat(), "environment": environment(), "seed": args.seed, "result": result}
-    args.output.parent.mkdir(exist_ok=True)
-    args.output.write_text(json.dumps(content, indent=2) + "\n")
+    write_result(args.output, result, args.seed)
     return 1 if different else 0
 
 

@@ -13,7 +13,6 @@ import argparse
 import collections
 import gzip
 import io
-import json
 import multiprocessing
 import os
 import random
@@ -26,7 +25,6 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 
 import cv2
@@ -35,15 +33,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API import human, kth, mmnist, taxibj  # noqa: E402
-from API.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from API.clips import Clip, read_frames  # noqa: E402
-from API.export import save_safetensors  # noqa: E402
-from API.recorder import environment, read_arrays  # noqa: E402
-from DFDNet import DFDNet, convert_release, infer_release_args, read_release, release_name  # noqa: E402
+from API import human, kth, mmnist, taxibj
+from API.checkpoint import load_checkpoint, save_checkpoint
+from API.clips import Clip, read_frames
+from API.export import save_safetensors
+from API.recorder import read_arrays
+from benchmarks.record import RESULTS, write_result
+from DFDNet import DFDNet, convert_release, infer_release_args, read_release, release_name
 
 MEMORY, SECONDS = 2**31, 10.0
 TINY = dict(in_shape=(2, 1, 16, 16), out_shape=(2, 1, 16, 16), hid_S=4, layer_config=(0, 0, 0, 1), segments=(4, 4))
@@ -238,7 +236,7 @@ def run() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=READERS, default=[])
     parser.add_argument("--keep", type=Path, help="a folder for the files that failed")
-    parser.add_argument("--output", type=Path, default=REPO / "benchmarks/results/fuzz.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "fuzz.json")
     args = parser.parse_args()
     context, began = multiprocessing.get_context("fork"), time.monotonic()
     outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
@@ -300,9 +298,7 @@ def run() -> int:
     seconds = time.monotonic() - began
     print(f"{args.files} files in {seconds:.0f} s, the slowest {slowest:.2f} s: {len(failures)} failed")
     result = {"files": args.files, "seconds": seconds, "slowest": slowest, "outcomes": outcomes, "failures": failures}
-    content = {"date": date.today().isoformat(), "environment": environment(), "seed": args.seed, "result": result}
-    args.output.parent.mkdir(exist_ok=True)
-    args.output.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(args.output, result, args.seed)
     return 1 if failures else 0
 
 

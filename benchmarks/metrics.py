@@ -6,20 +6,17 @@ Prints seconds, and writes benchmarks/results/metrics.json. Frames are noise; ma
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API.metrics import PROTOCOLS, Scores  # noqa: E402
-from API.recorder import environment  # noqa: E402
+from API.metrics import PROTOCOLS, Scores
+from benchmarks.record import RESULTS, write_result
 
 
 def run() -> None:
@@ -31,6 +28,7 @@ def run() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     device = torch.device(args.device)
+    torch.manual_seed(1)
     future = torch.rand(args.batch_size, 10, 1, 64, 64, device=device)
     predicted = (future + 0.1 * torch.randn_like(future)).clamp(-0.1, 1.1)
     result = {}
@@ -44,15 +42,8 @@ def run() -> None:
             seconds.append(time.perf_counter() - began)
         result[name] = {"seconds": statistics.median(seconds[1:]), "min": min(seconds[1:]), "max": max(seconds[1:])}
         print(f"{args.sequences} sequences, {name:<14} {result[name]['seconds']:.2f} s on {device}", flush=True)
-    output = REPO / "benchmarks/results" / ("metrics.json" if device.type == "cpu" else f"metrics_{device.type}.json")
-    output.parent.mkdir(exist_ok=True)
-    content = {
-        "date": date.today().isoformat(),
-        "environment": environment(),
-        "sequences": args.sequences,
-        "result": result,
-    }
-    output.write_text(json.dumps(content, indent=2) + "\n")
+    name = "metrics.json" if device.type == "cpu" else f"metrics_{device.type}.json"
+    write_result(RESULTS / name, {"sequences": args.sequences, **result}, seed=1)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,19 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API.device import Machine  # noqa: E402
-from API.distributed import synchronise_norms  # noqa: E402
-from API.processes import leave  # noqa: E402
-from API.recorder import environment  # noqa: E402
-from API.sharding import distribute, without_exchange  # noqa: E402
-from DFDNet import DFDNet  # noqa: E402
-from WFL import WeightedFrequencyLoss  # noqa: E402
+from API.device import Machine
+from API.distributed import synchronise_norms
+from API.processes import leave
+from API.sharding import distribute, without_exchange
+from benchmarks.record import RESULTS, write_result
+from DFDNet import DFDNet
+from WFL import WeightedFrequencyLoss
 
 GRADIENT_BYTES = 4 * 149_145_513
 # Bytes a second and direction of one GPU, as stated: NVLink 4 inside a node of 8, 400 Gbit/s InfiniBand between nodes.
@@ -148,8 +146,7 @@ def run() -> None:
         )
     result["alone_spread"] = [min(alone["copies"] + again["copies"]), max(alone["copies"] + again["copies"])]
     name = "scaling_cuda.json" if torch.cuda.is_available() else "scaling.json"
-    content = {"date": date.today().isoformat(), "environment": environment(), "seed": 1, "result": result}
-    (REPO / "benchmarks/results" / name).write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULTS / name, result, seed=1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""What benchmarks/speed.py times: the product's model in every precision, and the yardstick in a process of its own."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from API.summary import kept_bytes
+from benchmarks.plain import PlainDFDNet, PlainLoss
+
+
+class Clock:
+    """Times a call on a device, its work finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def __call__(self, work: Callable[[], object]) -> float:
+        self.wait()
+        began = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - began
+
+    def median(self, work: Callable[..., object], times: int, *args: object) -> float:
+        """Of work(*args), after one to warm up."""
+        work(*args)
+        return statistics.median(self(lambda: work(*args)) for _ in range(times))
+
+
+@contextmanager
+def precision(name: str, device: torch.device) -> Iterator[torch.autocast]:
+    """The backends set as --precision sets them; gives the autocast context."""
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    yield torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
+class Subject:
+    """A model to time: one training step, one inference."""
+
+    def __init__(
+        self, model: nn.Module, criterion: nn.Module, kind: str, device: torch.device, plain: bool = False
+    ) -> None:
+        self.kind, self.device = kind, device
+        self.model, self.criterion = model.to(device), criterion.to(device)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        # The yardstick takes PyTorch's default Adam, as the release does.
+        fused = {} if plain or device.type not in ("cpu", "cuda") else {"fused": True}
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-5, **fused)
+
+    def train(self, past: Tensor, future: Tensor) -> None:
+        self.model.train()
+        with precision(self.kind, self.device) as autocast, autocast:
+            predicted = self.model(past)
+        self.criterion(predicted, future).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def infer(self, past: Tensor, _) -> None:
+        self.model.eval()
+        with precision(self.kind, self.device) as autocast, autocast:
+            self.model(past)
+
+
+class Apart:
+    """A subject in a process of its own, so that what the product sets in its process does not reach it."""
+
+    def __init__(self, device: torch.device, weights: Mapping[str, Tensor]) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, str(device), dict(weights)), daemon=True)
+        self.process.start()
+        self.pipe.recv()
+
+    def ask(self, what: str, past: Tensor, future: Tensor) -> float | Tensor:
+        """Seconds of one step of "train" or "infer"; for "predict" the prediction, for "kept" bytes."""
+        self.pipe.send((what, past.cpu(), future.cpu()))
+        return self.pipe.recv()
+
+
+def serve(pipe, device: str, weights: Mapping[str, Tensor]) -> None:
+    """The other end of Apart: a script as one would write it, PyTorch's defaults everywhere."""
+    device = torch.device(device)
+    plain = Subject(PlainDFDNet((10, 1, 64, 64)), PlainLoss(10, 64, 64), "fp32", device, plain=True)
+    plain.model.load_state_dict(weights)
+    clock = Clock(device)
+    pipe.send("ready")
+    while True:
+        try:
+            what, *batch = pipe.recv()
+        except EOFError:
+            return
+        past, future = (x.to(device) for x in batch)
+        if what == "predict":
+            with torch.no_grad():
+                pipe.send(plain.model.eval()(past).cpu())
+        elif what == "kept":
+            pipe.send(kept_bytes(plain.model.train(), past, False) / len(past))
+        else:
+            pipe.send(clock(lambda w=what, p=past, f=future: getattr(plain, w)(p, f)))
+
+
+def interleaved(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every work, which it returns, one of each a round."""
+    for work in works.values():
+        work()
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            seconds[name].append(work())
+    return seconds
