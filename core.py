@@ -119,14 +119,17 @@ def recorder_of(machine: Machine) -> type:
     return Recorder if machine.world.main else Silent
 
 
-def settle_flags(defaults: Mapping, given: Mapping, checkpoint: str | None) -> tuple[Config, Mapping | None]:
+def settle_flags(
+    defaults: Mapping, given: Mapping, checkpoint: str | Path | None, state: Mapping | None = None
+) -> tuple[Config, Mapping | None]:
     """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
 
+    state: the checkpoint's, where it is at hand.
     Raises ValueError where the checkpoint does not load, or is the authors' and --release is not given.
     """
     if checkpoint is None:
         return Config(**{**defaults, **given}), None
-    state = load_checkpoint(Path(checkpoint))
+    state = load_checkpoint(Path(checkpoint)) if state is None else state
     if isinstance(state.get("config"), Mapping):
         known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
         return Config(**{**defaults, **known, **given}), state

@@ -277,10 +277,10 @@ def run(argv: Sequence[str]) -> None:
     if mode != "compare" and given["runs"]:
         raise ValueError(f"{given['runs'][0]}: only compare takes runs; did you forget a flag before it?")
     name = given.get("ex_name") or given.get("dataname", defaults["dataname"])
-    checkpoint = given.get("ckpt")
+    checkpoint, state = given.get("ckpt"), None
     if mode == "train" and given.get("resume"):
         folder = Path(given.get("res_dir", defaults["res_dir"])) / name
-        checkpoint = last_checkpoint(folder)
+        checkpoint, state = last_checkpoint(folder) or (None, None)
         if checkpoint is None and given["resume"] != "auto":
             raise ValueError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
     if mode in ("test", "predict", "explain", "export") and not checkpoint:
@@ -289,7 +289,7 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError("export needs --output FILE: .pt2, .onnx or .safetensors")
     if mode == "predict" and not (given.get("input") and given.get("output")):
         raise ValueError("predict needs --input PATH and --output PATH")
-    config, state = core.settle_flags(defaults, given, checkpoint)
+    config, state = core.settle_flags(defaults, given, checkpoint, state)
     if mode != "compare":
         config.ex_name = given.get("ex_name") or config.dataname
     if mode == "summary":

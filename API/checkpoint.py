@@ -129,22 +129,20 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def last_checkpoint(run: Path) -> Path | None:
-    """The checkpoint to resume a run folder from: last.pth, or with a warning the one before where that is damaged.
+def last_checkpoint(run: Path) -> tuple[Path, dict] | None:
+    """The checkpoint to resume a run folder from, and its state: last.pth, or where that is damaged the one before.
 
-    None where there is none. Raises ValueError where both are damaged.
+    It warns in that case. None where there is none. Raises ValueError where both are damaged.
     """
     last = run / "checkpoints" / "last.pth"
     there = [path for path in (last, previous(last)) if path.is_file()]
     for path in there:
         try:
-            load_checkpoint(path)
+            return path, load_checkpoint(path)
         except ValueError as error:
             if path is there[-1]:
                 raise
             print(f"warning: {error}; going on from {there[-1].name}, the one before it", flush=True)
-        else:
-            return path
     return None
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import core  # noqa: F401
 import main
 from API import digits, visualize
-from API.checkpoint import digest, last_checkpoint, load_checkpoint
+from API.checkpoint import digest, last_checkpoint
 from benchmarks.record import RESULTS, write_result
 
 FLAGS = [
@@ -57,7 +57,7 @@ def start(folder: Path, name: str) -> int:
 
 def bits(folder: Path, name: str) -> dict[str, str]:
     """Of a run that has ended: checksums of its last checkpoint's parts, and of its records but for their times."""
-    state = load_checkpoint(last_checkpoint(folder / "results" / name))
+    _, state = last_checkpoint(folder / "results" / name)
     records = [json.loads(line) for line in (folder / "results" / name / "metrics.jsonl").read_text().splitlines()]
     for record in records:
         for key in ("seconds", "sequences_per_second", "waiting"):

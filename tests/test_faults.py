@@ -159,7 +159,7 @@ def test_a_data_file_that_vanishes_is_named(call, tmp_path, monkeypatch, workers
     code, err = call(*flags, "--precision", "fp32", "--device", "cpu", "--segments", "4", "8")
     assert code == 2
     assert ".avi" in one_line(err)
-    assert load_checkpoint(last_checkpoint(tmp_path / "results/video"))["epoch"] == 1
+    assert last_checkpoint(tmp_path / "results/video")[1]["epoch"] == 1
 
 
 def test_a_data_process_killed_by_the_system_is_told(call, tmp_path, monkeypatch):
