@@ -17,6 +17,7 @@ import main
 from API import digits, visualize
 from API.checkpoint import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
 from API.interrupt import Interrupted, StopSignals
+from API.recorder import Recorder
 
 FLAGS = [*TINY_FLAGS, "--batch_size", "4", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
 REPO = Path(__file__).parents[1]
@@ -63,6 +64,24 @@ def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(folder, 
     assert len(steps) == 10
     assert_same_runs(folder, "whole", "parts")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_after_an_epoch_without_validation_loses_nothing_of_it(folder, monkeypatch):
+    flags = [*FLAGS, "--log_step", "2"]
+    main.run([*flags, "--ex_name", "whole"])
+    recorded = Recorder.epoch
+
+    def asked_to_stop(recorder, record):
+        recorded(recorder, record)
+        if record["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "epoch", asked_to_stop)
+    with pytest.raises(Interrupted, match="after epoch 1"):
+        main.run([*flags, "--ex_name", "parts"])
+    assert load_checkpoint(folder / "parts/checkpoints/last.pth")["epoch"] == 1
+    main.run([*flags, "--ex_name", "parts", "--resume"])
+    assert_same_runs(folder, "whole", "parts")
 
 
 def test_a_second_ctrl_c_stops_at_once():
