@@ -1,6 +1,7 @@
 """Where the time of a training step goes, part by part, beside what the machine's rates allow."""
 
 import copy
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +104,8 @@ class Breakdown:
         self.add("optimizer", self.clock.median(optimizer.step, self.times), moved=7 * size)
         guard = Guard(model, optimizer, "stop", None, "")
         guard.optimizer = copy.copy(optimizer)
-        guard.optimizer.step = lambda: None
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(copy.copy(optimizer), 1e-5, 10**6)
+        guard.optimizer.step = MethodType(lambda self: None, guard.optimizer)  # was timed just now
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(guard.optimizer, 1e-5, 10**6)
         loss = torch.ones((), device=self.subject.device)
 
         def bookkeeping() -> None:

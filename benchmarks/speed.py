@@ -71,6 +71,26 @@ def make_subjects(
     return subjects, said
 
 
+@torch.no_grad()
+def compare_predictions(model: DFDNet, plain: Apart, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Largest differences between predictions of ours and the yardstick, in float64, in float32, and between the two.
+
+    In float32 rounding decides of some bins whether they clear the threshold; in float64 of none.
+    """
+    single = model(batch[0]).cpu(), plain.ask("predict", *batch)
+    double = model.double()(batch[0].double()).cpu(), plain.ask("predict", batch[0].double(), batch[1])
+    pairs = {
+        "ours and yardstick, float64": (double[0], double[1]),
+        "ours and yardstick, float32": (single[0], single[1]),
+        "ours, float32 and float64": (single[0], double[0]),
+        "yardstick, float32 and float64": (single[1], double[1]),
+    }
+    result = {name: (a - b).abs().max().item() for name, (a, b) in pairs.items()}
+    for name, difference in result.items():
+        print(f"largest difference, {name}: {difference:.1e}", flush=True)
+    return result
+
+
 def side_by_side(
     subjects: Mapping[str, Subject], plain: Apart, batch: tuple[Tensor, Tensor], clock: Clock, rounds: int, rates: dict
 ) -> dict:
@@ -234,10 +254,8 @@ def run() -> None:
     batch, model = random_batch(size, device), DFDNet()
     plain = Apart(device, model.state_dict())
     subjects, compiling = make_subjects(model, kinds, device, gpu if args.compile is None else args.compile)
-    with torch.no_grad():
-        predicted = subjects["fp32"].model.eval()(batch[0]).cpu()
-    deviation = (plain.ask("predict", *batch) - predicted).abs().max().item()
-    result = {"machine": machine, "compile": compiling, "deviation_from_yardstick_fp32": deviation}
+    deviations = compare_predictions(model.to(device).eval(), plain, batch)
+    result = {"machine": machine, "compile": compiling, "deviations": deviations}
     result |= side_by_side(subjects, plain, batch, clock, args.rounds, rates)
     shipped = "bf16 compiled" if compiling else "bf16"
     rate = result["train"][shipped]["sequences_per_second"]

@@ -78,7 +78,7 @@ class Apart:
         self.pipe.recv()
 
     def ask(self, what: str, past: Tensor, future: Tensor) -> float | Tensor:
-        """Seconds of one step of "train" or "infer"; for "predict" the prediction, for "kept" bytes."""
+        """Seconds of a step of "train" or "infer"; for "predict" the prediction, as precise as past; for "kept" bytes."""
         self.pipe.send((what, past.cpu(), future.cpu()))
         return self.pipe.recv()
 
@@ -98,7 +98,8 @@ def serve(pipe, device: str, weights: Mapping[str, Tensor]) -> None:
         past, future = (x.to(device) for x in batch)
         if what == "predict":
             with torch.no_grad():
-                pipe.send(plain.model.eval()(past).cpu())
+                pipe.send(plain.model.eval().to(past.dtype)(past).cpu())
+            plain.model.float()
         elif what == "kept":
             pipe.send(kept_bytes(plain.model.train(), past, False) / len(past))
         else:
