@@ -78,7 +78,7 @@ class Apart:
         self.pipe.recv()
 
     def ask(self, what: str, past: Tensor, future: Tensor) -> float | Tensor:
-        """Seconds of a step of "train" or "infer"; for "predict" the prediction, as precise as past; for "kept" bytes."""
+        """Seconds of a "train" or "infer" step; the prediction for "predict", as precise as past; bytes for "kept"."""
         self.pipe.send((what, past.cpu(), future.cpu()))
         return self.pipe.recv()
 
