@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_FLAGS
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import core
 import main
@@ -236,6 +237,40 @@ def test_training_lowers_the_loss_and_bfloat16_ends_within_float32_s_spread_over
     ends = [last for _, last in single]
     spread = max(ends) - min(ends)
     assert min(ends) - spread / 2 <= np.mean([last for _, last in half]) <= max(ends) + spread / 2
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators that hand a value, or a size that hangs on values, to the host: on a GPU it waits there."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "index.Tensor", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += str(operator).removeprefix("aten.").startswith(self.WAITS)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("on_nonfinite", "checkpoint_blocks", "reads"), [("skip", False, 0), ("stop", True, 1)])
+def test_a_training_step_hands_the_host_nothing_but_the_verdict(on_nonfinite, checkpoint_blocks, reads):
+    """The verdict that stops a run is read at once on a CPU; on a GPU one step later, from pinned memory."""
+    counts = []
+    for steps in (1, 3):
+        model = DFDNet(**TINY | dict(layer_config=(1, 1, 0, 1)))
+        model.temporal.checkpoint_blocks = checkpoint_blocks
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+        machine = core.Machine("cpu", 0, "bf16", 1, False)
+        guard = core.Guard(model, optimizer, on_nonfinite, None, "test")
+        batches = [(torch.rand(4, 4, 1, 32, 32), torch.rand(4, 4, 1, 32, 32))] * steps
+        with HostReads() as host:
+            core.train_one_epoch(
+                model, WeightedFrequencyLoss(4, 32, 32), batches, scheduler, machine, guard, grad_clip=1.0, accumulate=2
+            )
+        counts.append(host.count)
+    assert counts[1] - counts[0] == 2 * reads  # what two more steps read; the rest is the epoch's
 
 
 def test_a_batch_computed_in_parts_is_the_batch(start):

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from conftest import TINY
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from DFDNet import DFDNet, release_name
 from TemporalModule import DFDB
@@ -65,6 +66,21 @@ def test_the_input_is_not_changed():
     assert torch.equal(past, before)
     assert len(features) == len(out) == 4
     assert all(torch.equal(a, b) for a, b in zip(features, kept))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_on_a_gpu_nothing_lies_elsewhere(training):
+    """On tensors without values, that say they are on one: mixing devices fails as it would there."""
+    with FakeTensorMode(), torch.device("cuda"):
+        model = DFDNet(**TINY | dict(out_shape=(8, 1, 32, 32))).train(training)
+        past, future = torch.rand(2, 4, 1, 32, 32), torch.rand(2, 8, 1, 32, 32)
+        with torch.set_grad_enabled(training):
+            predicted = model(past)
+        assert WeightedFrequencyLoss(8, 32, 32)(predicted, future).device == past.device
+        with torch.device("cpu"):
+            elsewhere = WeightedFrequencyLoss(8, 32, 32)
+        with pytest.raises(RuntimeError, match=r"same device|different devices"):
+            elsewhere(predicted, future)
 
 
 def test_sequences_do_not_mix_in_a_batch():
