@@ -90,11 +90,11 @@ def keep_freed_memory() -> None:
 
     On a CPU those page faults take a tenth to a fifth of a training step. Elsewhere than with glibc: nothing.
     """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    trim_threshold, top_pad, mmap_threshold, never = -1, -2, -3, -1  # malloc.h, mallopt(3)
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if sys.platform == "linux" and hasattr(libc, "mallopt"):
         libc.mallopt(mmap_threshold, 2**31 - 1)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(trim_threshold, never)
         libc.mallopt(top_pad, 2**26)
 
 

@@ -89,7 +89,7 @@ class _Lean(torch.autograd.Function):
         sources = [*inputs, *saved[ctx.count : ctx.all]]
         tape = Tape([kept.detach() for kept in saved[ctx.all :]], again=True)  # one of them may be the result itself
         with torch.enable_grad(), torch.autocast(**ctx.autocast), _with(tape):
-            results = ctx.function(*inputs)
+            results = ctx.function(*(x.view_as(x) for x in inputs))
         results = results if isinstance(results, list) else [results]
         wanted = [source for source, need in zip(sources, needed) if need]
         found = iter(torch.autograd.grad(results, wanted, grads, allow_unused=True))

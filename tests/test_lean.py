@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import TINY
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from API.summary import costs, kept_bytes
 from DFDNet import DFDNet
@@ -110,6 +112,40 @@ def test_running_statistics_count_a_batch_once(monkeypatch):
         for _ in range(2):
             gradients(model, torch.rand(2, 4, 1, 32, 32), torch.rand(2, 4, 1, 32, 32))
         assert model.temporal.unstem_first[1].num_batches_tracked == 2
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products and convolutions; not depthwise ones, which cost what reading costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = self.convolution = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        name = operator.overloadpacket.__name__
+        self.matrix += name in ("mm", "addmm", "bmm", "baddbmm")
+        self.convolution += name == "convolution" and args[-1] == 1  # groups
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("way", "times"), [("everything", 1), ("products", 1), ("inputs", 2)])
+def test_matrix_products_are_computed_once_or_where_inputs_alone_are_kept_twice(monkeypatch, way, times):
+    model, past, future = make(monkeypatch, way), torch.rand(2, 4, 1, 32, 32), torch.rand(2, 4, 1, 32, 32)
+    with torch.no_grad(), Products() as forward:
+        model(past)
+    with Products() as step:
+        gradients(model, past, future)
+    assert step.matrix == (times + 2) * forward.matrix > 0  # backward is two products for one
+    unneeded = 2 * (times - 1)  # nothing in backward asks for the last result of the decoder and of the unstem
+    assert step.convolution == times * forward.convolution - unneeded > 0
+
+
+@pytest.mark.parametrize("way", ["products", "inputs"])
+def test_pytorch_s_counter_of_operations_counts_a_training_step(monkeypatch, way):
+    model, past, future = make(monkeypatch, way), torch.rand(2, 4, 1, 32, 32), torch.rand(2, 4, 1, 32, 32)
+    with FlopCounterMode(display=False) as counter:
+        gradients(model, past, future)
+    assert counter.get_total_flops() > 0
 
 
 def test_the_paper_s_model_keeps_no_more_than_it_should():

@@ -1,0 +1,33 @@
+"""What a Machine sets on a CPU."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAULTS = """
+import resource
+import torch
+from API.device import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**24) for _ in range(2)]  # 64 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if {keep}:
+    keep_freed_memory()
+print([faults() for _ in range(6)])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this is a setting of glibc")
+@pytest.mark.parametrize("keep", [False, True])
+def test_freed_memory_is_kept_for_the_next_step(keep):
+    command = [sys.executable, "-c", FAULTS.format(keep=keep)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    first, *_, last = json.loads(done.stdout)  # its heap grows for some steps, as aligned memory does not fit at once
+    assert last < first / 10 if keep else last > first / 2
