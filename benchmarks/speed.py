@@ -157,7 +157,7 @@ def sweep_batches(
             work = getattr(subject, what)
             if not fits(work, *batch):
                 return result
-            speed = size / clock.median(work, 3, *batch)
+            speed = size / clock.median(work, 3, *batch, warm=3)  # on a CPU the heap grows for some steps
             row = {"sequences_per_second": speed, "of_matrix_rate": factor * forward * speed / rate}
             result[what][size] = row
             print(f"{what} batch {size}: {speed:.2f} sequences/s, {row['of_matrix_rate']:.0%} of the rate", flush=True)
