@@ -3,10 +3,11 @@
     python benchmarks/speed.py [--device cuda] [--rounds 5] [--batches 1 2 4 … 64] [--presets digits kth …]
 
 In one run: the machine's matrix rates and copy bandwidth; training steps (forward, loss, backward, Adam) and
-inference of the Moving MNIST model, every precision and the yardstick in turn, round by round, so that drift hits all
-alike; batch sizes; presets; bytes kept for backward; peak memory; where the time of a step goes. Inputs are random.
-Multiply-adds are counted, a backward pass as two forward ones. The yardstick runs in a process of its own, where
-nothing of the product's settings reaches it. Prints tables, and writes benchmarks/results/speed.json (speed_cuda.json).
+inference of the Moving MNIST model, every precision, the yardstick and a large matrix product in turn, round by round,
+so that drift hits all alike; batch sizes, with a matrix product beside each step; presets; bytes kept for backward;
+peak memory; where the time of a step goes. Inputs are random. Multiply-adds are counted, a backward pass as two forward
+ones. The yardstick runs in a process of its own, where nothing of the product's settings reaches it. Prints tables, and
+writes benchmarks/results/speed.json (speed_cuda.json).
 """
 
 import argparse
@@ -35,14 +36,23 @@ from WFL import WeightedFrequencyLoss
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
+class MatrixProduct:
+    """A large one, to tell what rate the machine has."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        n = 8192 if device.type == "cuda" else 4096
+        self.kind, self.device, self.flops = kind, device, 2 * n**3
+        self.a, self.b = (torch.randn(n, n, device=device).to(DTYPES[kind]) for _ in range(2))
+
+    def __call__(self) -> None:
+        with precision(self.kind, self.device):
+            self.a @ self.b
+
+
 def measure_machine(device: torch.device, kinds: list[str], clock: Clock) -> dict:
     """Large matrix products, in FLOP/s by precision, and a large copy, in bytes/s read plus written."""
-    n = 8192 if device.type == "cuda" else 4096
-    rates = {}
-    for kind in kinds:
-        a, b = (torch.randn(n, n, device=device).to(DTYPES[kind]) for _ in range(2))
-        with precision(kind, device):
-            rates[kind] = 2 * n**3 / clock.median(lambda a=a, b=b: a @ b, 7)
+    products = {kind: MatrixProduct(kind, device) for kind in kinds}
+    rates = {kind: product.flops / clock.median(product, 7) for kind, product in products.items()}
     source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / clock.median(lambda: target.copy_(source), 7)
@@ -92,20 +102,24 @@ def compare_predictions(model: DFDNet, plain: Apart, batch: tuple[Tensor, Tensor
 
 
 def side_by_side(
-    subjects: Mapping[str, Subject], plain: Apart, batch: tuple[Tensor, Tensor], clock: Clock, rounds: int, rates: dict
+    subjects: Mapping[str, Subject], plain: Apart, batch: tuple[Tensor, Tensor], clock: Clock, rounds: int
 ) -> dict:
     """{"train": {subject: row of describe}, "infer": …}, the yardstick among them."""
-    result = {}
+    result, device = {}, batch[0].device
+    kinds = {name: subject.kind for name, subject in subjects.items()} | {"yardstick": "fp32"}
+    products = {kind: MatrixProduct(kind, device) for kind in kinds.values()}
     forward = 2 * costs(DFDNet, (10, 1, 64, 64))["multiply_adds"]
     for what, factor in (("train", 3), ("infer", 1)):
         works = {"yardstick": lambda w=what: plain.ask(w, *batch)}
         for name, subject in subjects.items():
             works[name] = lambda s=subject, w=what: clock(lambda: getattr(s, w)(*batch))
-        seconds = interleaved(works, rounds)
+        beside = {f"product {kind}": lambda p=product: clock(p) for kind, product in products.items()}
+        seconds = interleaved(works | beside, rounds)
         result[what] = {}
         for name in works:
-            rate = rates[subjects[name].kind if name in subjects else "fp32"]
-            row = describe(seconds[name], seconds["yardstick"], len(batch[0]), factor * forward, rate)
+            kind = kinds[name]
+            rates = [products[kind].flops / s for s in seconds[f"product {kind}"]]
+            row = describe(seconds[name], seconds["yardstick"], len(batch[0]), factor * forward, rates)
             result[what][name] = row
             print(
                 f"{what} {name:<14} batch {row['batch']}  {row['sequences_per_second']:8.2f} sequences/s  "
@@ -114,8 +128,8 @@ def side_by_side(
     return result
 
 
-def describe(seconds: list[float], baseline: list[float], batch: int, flops: float, rate: float) -> dict:
-    """Sequences/s, the spread over rounds, the ratio to the yardstick round by round, the part of the matrix rate."""
+def describe(seconds: list[float], baseline: list[float], batch: int, flops: float, rates: list[float]) -> dict:
+    """Sequences/s, the spread over rounds; ratio to the yardstick and part of the matrix rate, both round by round."""
     ratios = [b / s for b, s in zip(baseline, seconds)]
     median = statistics.median(seconds)
     return {
@@ -124,7 +138,7 @@ def describe(seconds: list[float], baseline: list[float], batch: int, flops: flo
         "spread": [batch / max(seconds), batch / min(seconds)],
         "times_the_yardstick": statistics.median(ratios),
         "times_the_yardstick_spread": [min(ratios), max(ratios)],
-        "of_matrix_rate": flops * batch / median / rate,
+        "of_matrix_rate": statistics.median(flops * batch / s / rate for s, rate in zip(seconds, rates)),
     }
 
 
@@ -144,12 +158,11 @@ def measure_kept(subjects: Mapping[str, Subject], plain: Apart, device: torch.de
     return kept
 
 
-def sweep_batches(
-    subject: Subject, sizes: list[int], longest: float, device: torch.device, clock: Clock, rate: float
-) -> dict:
+def sweep_batches(subject: Subject, sizes: list[int], longest: float, device: torch.device, clock: Clock) -> dict:
     """{"train": {batch size: {"sequences_per_second", "of_matrix_rate"}}, "infer": …}, as long as memory allows and a
     step takes no more than `longest` seconds."""
     forward = 2 * costs(DFDNet, (10, 1, 64, 64))["multiply_adds"]
+    product = MatrixProduct(subject.kind, device)
     result: dict = {"train": {}, "infer": {}}
     for size in sizes:
         batch = random_batch(size, device)
@@ -157,10 +170,22 @@ def sweep_batches(
             work = getattr(subject, what)
             if not fits(work, *batch):
                 return result
-            speed = size / clock.median(work, 3, *batch, warm=3)  # on a CPU the heap grows for some steps
-            row = {"sequences_per_second": speed, "of_matrix_rate": factor * forward * speed / rate}
+            works = {"step": lambda w=work, b=batch: clock(lambda: w(*b)), "product": lambda: clock(product)}
+            seconds = interleaved(works, 5)
+            parts = [
+                factor * forward * size / step * one / product.flops
+                for step, one in zip(seconds["step"], seconds["product"])
+            ]
+            row = {
+                "sequences_per_second": size / statistics.median(seconds["step"]),
+                "of_matrix_rate": statistics.median(parts),
+                "of_matrix_rate_spread": [min(parts), max(parts)],
+            }
             result[what][size] = row
-            print(f"{what} batch {size}: {speed:.2f} sequences/s, {row['of_matrix_rate']:.0%} of the rate", flush=True)
+            print(
+                f"{what} batch {size}: {row['sequences_per_second']:.2f} sequences/s, {row['of_matrix_rate']:.0%} "
+                f"({min(parts):.0%} to {max(parts):.0%}) of the rate", flush=True,
+            )  # fmt: skip
         if size / result["train"][size]["sequences_per_second"] > longest:
             break
     return result
@@ -256,7 +281,7 @@ def run() -> None:
     subjects, compiling = make_subjects(model, kinds, device, gpu if args.compile is None else args.compile)
     deviations = compare_predictions(model.to(device).eval(), plain, batch)
     result = {"machine": machine, "compile": compiling, "deviations": deviations}
-    result |= side_by_side(subjects, plain, batch, clock, args.rounds, rates)
+    result |= side_by_side(subjects, plain, batch, clock, args.rounds)
     shipped = "bf16 compiled" if compiling else "bf16"
     rate = result["train"][shipped]["sequences_per_second"]
     result["hours_for_2000_epochs"] = 2000 * 10_000 / rate / 3600
@@ -270,7 +295,7 @@ def run() -> None:
         for part, row in sorted(found["parts"].items(), key=lambda item: -item[1]["seconds"]):
             at = f"arithmetic {row['at_matrix_rate'] * 1e3:6.1f}, bytes {row['at_copy_rate'] * 1e3:6.1f}"
             print(f"  {part:<46}{row['seconds'] * 1e3:8.1f} ms  at the machine's rates: {at}", flush=True)
-    found = sweep_batches(subjects[shipped], args.batches, args.seconds, device, clock, rates["bf16"])
+    found = sweep_batches(subjects[shipped], args.batches, args.seconds, device, clock)
     result["batches"] = {shipped: found}
     subjects.clear()
     result["peak_bytes"] = {kind: ask_for_peak(kind, size, device) for kind in ("fp32", "bf16")}

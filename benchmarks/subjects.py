@@ -25,10 +25,9 @@ class Clock:
         self.wait()
         return time.perf_counter() - began
 
-    def median(self, work: Callable[..., object], times: int, *args: object, warm: int = 1) -> float:
-        """Of work(*args), after some to warm up."""
-        for _ in range(warm):
-            work(*args)
+    def median(self, work: Callable[..., object], times: int, *args: object) -> float:
+        """Of work(*args), after one to warm up."""
+        work(*args)
         return statistics.median(self(lambda: work(*args)) for _ in range(times))
 
 
