@@ -3,10 +3,13 @@
 Shapes: B sequences of T past frames of C x H x W pixels; D = hid_S features a frame; P = T*D.
 
     past (B, T, C, H, W)
-      encoder     every layer's output    e_i (B*T, D, H_i, W_i)
-      temporal    all frames together     m_i (B, P, H_i, W_i), one stage of DFDBs a layer
-      decoder     deepest m first, the shallower ones added on the way up
+      encoder     frame by frame; every layer's output     e_i (B, P, H_i, W_i)
+      temporal    all frames together                      m_i (B, P, H_i, W_i), one stage of DFDBs a layer
+      decoder     frame by frame; deepest m first, the shallower ones added on the way up
     future (B, T_out, C_out, H, W)
+
+From the encoder's first layer to the decoder's last all lies channels last in memory: so the DFDBs read it, and matrix
+units like it.
 """
 
 import math
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 from TemporalModule import TemporalModule
 from TemporalModule.lean import Conv2d, ConvTranspose2d, keep_inputs, keep_products
+from TemporalModule.mish import Mish
 from TemporalModule.temporal import SEGMENTS
 
 
@@ -33,14 +37,14 @@ class ConvSC(nn.Module):
         else:
             self.conv = Conv2d(C_in, C_out, kernel_size, stride, padding)
         self.norm = nn.GroupNorm(2, C_out)
-        self.act = nn.Mish()
+        self.act = Mish()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
 
 
 class Encoder(nn.Module):
-    """Frames (N, C, H, W) -> every layer's features [(N, D, H_0, W_0), …]; each second layer halves the size."""
+    """Past (B, T, C, H, W) -> every layer's features [(B, T*D, H_0, W_0), …]; each second layer halves the size."""
 
     def __init__(self, C: int, D: int, kernel_size: Sequence[int]) -> None:
         super().__init__()
@@ -49,16 +53,17 @@ class Encoder(nn.Module):
             for i, (k, stride) in enumerate(zip(kernel_size, strides(len(kernel_size))))
         )
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
+    def forward(self, past: Tensor) -> list[Tensor]:
+        T, features = past.shape[1], []
+        x = past.flatten(0, 1).clone(memory_format=torch.channels_last)  # (B*T, C, H, W)
         for layer in self.layers:
             x = layer(x)
-            features.append(x)
+            features.append(side_by_side(x, T))
         return features
 
 
 class Decoder(nn.Module):
-    """Predicted features of every layer [(N, D, H_0, W_0), …] -> frames (N, C, H, W)."""
+    """Predicted features of every layer [(B, T*D, H_0, W_0), …] -> frames (B, T, C, H, W)."""
 
     def __init__(self, D: int, C: int, kernel_size: Sequence[int]) -> None:
         super().__init__()
@@ -69,10 +74,11 @@ class Decoder(nn.Module):
         self.readout = Conv2d(D, C, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        *shallower, x = features
+        B, D = features[0].shape[0], self.readout.in_channels
+        *shallower, x = (one_by_one(m, D) for m in features)  # (B*T, D, H_i, W_i)
         for layer, m in zip(self.layers, reversed(shallower)):
             x = layer(x) + m
-        return self.readout(self.layers[-1](x))
+        return self.readout(self.layers[-1](x)).unflatten(0, (B, -1)).contiguous()
 
 
 class DFDNet(nn.Module):
@@ -126,12 +132,10 @@ class DFDNet(nn.Module):
 
     def predict_once(self, past: Tensor) -> Tensor:
         """T frames -> the next T frames: (B, T, C, H, W) -> (B, T, C_out, H, W)."""
-        B = past.shape[0]
         call = keep_inputs if self.temporal.checkpoint_blocks else keep_products  # for backward
-        e = call(self.encoder, past.flatten(0, 1))  # [(B*T, D, H_i, W_i)]
-        m = self.temporal([e_i.reshape(B, self.T * self.D, *e_i.shape[2:]) for e_i in e])  # [(B, P, H_i, W_i)]
-        frames = call(self.decoder, [m_i.reshape(B * self.T, self.D, *m_i.shape[2:]) for m_i in m])
-        return frames.unflatten(0, (B, self.T))
+        e = call(self.encoder, past)  # [(B, P, H_i, W_i)]
+        m = self.temporal(e)  # [(B, P, H_i, W_i)]
+        return call(self.decoder, m)
 
     @classmethod
     def from_release(cls, checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> "DFDNet":
@@ -147,6 +151,16 @@ class DFDNet(nn.Module):
         model = cls(**infer_release_args(state) | model_args, release=release)
         model.load_state_dict(convert_release(state, model))
         return model
+
+
+def side_by_side(frames: Tensor, T: int) -> Tensor:
+    """The features of T frames as channels of one map: (B*T, D, H, W) -> (B, T*D, H, W), channels last in memory."""
+    return frames.permute(0, 2, 3, 1).unflatten(0, (-1, T)).permute(0, 2, 3, 1, 4).flatten(3).permute(0, 3, 1, 2)
+
+
+def one_by_one(features: Tensor, D: int) -> Tensor:
+    """The inverse of side_by_side: (B, T*D, H, W) -> (B*T, D, H, W), channels last in memory."""
+    return features.permute(0, 2, 3, 1).unflatten(3, (-1, D)).permute(0, 3, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def strides(layer: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .dfdu import DFDU, ThresholdFilter
-from .lean import keep_inputs, keep_products
+from .lean import ConvTranspose2d, keep_inputs, keep_products
 from .stau import STAU
 
 SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
@@ -87,8 +87,8 @@ class Unstem(nn.Sequential):
     def __init__(self, channels: int) -> None:
         half = channels // 2
         super().__init__(
-            nn.ConvTranspose2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
-            nn.ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
+            ConvTranspose2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
         )  # fmt: skip
 
 
