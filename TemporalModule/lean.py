@@ -135,7 +135,7 @@ class _Kept:
     """Makes of a convolution one whose result keep_products keeps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or _here.nothing_kept or not torch.is_grad_enabled() and _here.tape is None:
+        if torch.compiler.is_compiling() or _here.nothing_kept or (not torch.is_grad_enabled() and _here.tape is None):
             return super().forward(x)
         tape = current_tape()
         if tape is not None and tape.again:

@@ -1,11 +1,13 @@
 import copy
+import functools
 
 import pytest
 import torch
 from conftest import TINY
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from DFDNet import DFDNet, release_name
+from DFDNet import ConvSC, DFDNet, one_by_one, release_name, side_by_side
 from TemporalModule import DFDB
 from WFL import WeightedFrequencyLoss
 
@@ -81,6 +83,38 @@ def test_on_a_gpu_nothing_lies_elsewhere(training):
             elsewhere = WeightedFrequencyLoss(8, 32, 32)
         with pytest.raises(RuntimeError, match=r"same device|different devices"):
             elsewhere(predicted, future)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 32, 32), (4, 3, 16, 24)])
+def test_every_feature_map_and_its_gradient_lie_channels_last_in_memory(shape):
+    model = DFDNet(**TINY | dict(in_shape=shape, out_shape=shape))
+    seen, astray = [], []
+
+    def look(name, tensor):
+        seen.append(name)
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            astray.append(name)
+
+    def hook(module, inputs, output, name):
+        look(name, output)
+        if output.requires_grad and "readout" not in name:  # there are frames again
+            output.register_hook(lambda grad: look(f"gradient at {name}", grad))
+
+    for name, module in model.named_modules():
+        if isinstance(module, (ConvSC, nn.BatchNorm2d, nn.Conv2d, nn.ConvTranspose2d)) and ".stau" not in name:
+            module.register_forward_hook(functools.partial(hook, name=name))
+    future = model(torch.rand(2, *shape))
+    assert future.is_contiguous()
+    future.square().sum().backward()
+    assert len(seen) > 50
+    assert astray == []
+
+
+def test_frames_side_by_side_are_the_channels_of_one_map_and_come_back():
+    frames = torch.rand(2 * 3, 4, 5, 6)
+    beside = side_by_side(frames, 3)
+    assert torch.equal(beside, frames.reshape(2, 12, 5, 6))
+    assert torch.equal(one_by_one(beside, 4), frames)
 
 
 def test_sequences_do_not_mix_in_a_batch():

@@ -16,8 +16,9 @@ from WFL import WeightedFrequencyLoss
 
 
 def plain(module: nn.Module, *inputs):
-    """Keep everything: PyTorch's own way."""
-    return module(*inputs)
+    """Keep everything: PyTorch's own way, its own convolutions too."""
+    with lean._keep_nothing():
+        return module(*inputs)
 
 
 def gradients(model: nn.Module, past: torch.Tensor, future: torch.Tensor, bfloat16: bool = False) -> dict:
@@ -91,6 +92,7 @@ def test_every_precision_is_no_farther_from_float64_than_keeping_everything_is(m
         (lean.Linear(5, 3), (2, 4, 5)),
         (lean.Linear(4, 6, bias=False), (3, 4)),
         (lean.Conv2d(2, 4, 3, 2, 1), (2, 2, 6, 6)),
+        (lean.Conv2d(3, 2, 1, bias=False), (2, 3, 4, 4)),
         (lean.ConvTranspose2d(3, 2, 3, 2, 1, output_padding=1), (2, 3, 4, 4)),
     ],
     ids=lambda value: type(value).__name__,
@@ -100,10 +102,12 @@ def test_layers_with_their_result_at_hand_have_the_numerical_gradient(layer, sha
     x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     wrapped = nn.Sequential(layer, nn.Tanh())
 
-    def call(x, *weights):
-        return lean.keep_products(wrapped, x)
+    for way in (lean.keep_products, nn.Module.__call__):
 
-    assert torch.autograd.gradcheck(call, (x, *wrapped.parameters()))
+        def call(x, *weights, way=way):
+            return way(wrapped, x)
+
+        assert torch.autograd.gradcheck(call, (x, *wrapped.parameters()))
 
 
 def test_running_statistics_count_a_batch_once(monkeypatch):
