@@ -74,6 +74,11 @@ def test_the_input_is_not_changed():
 @pytest.mark.parametrize("training", [True, False])
 def test_on_a_gpu_nothing_lies_elsewhere(training):
     """On tensors without values, that say they are on one: mixing devices fails as it would there."""
+    try:
+        with FakeTensorMode(), torch.device("cuda"):
+            torch.empty(1).uniform_()
+    except RuntimeError:
+        pytest.skip("this version of PyTorch needs a GPU to pretend one")
     with FakeTensorMode(), torch.device("cuda"):
         model = DFDNet(**TINY | dict(out_shape=(8, 1, 32, 32))).train(training)
         past, future = torch.rand(2, 4, 1, 32, 32), torch.rand(2, 8, 1, 32, 32)
