@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .lean import Linear, current_tape
+from .lean import Linear, once
 
 # Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
 # magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
@@ -184,15 +184,8 @@ class ThresholdFilter(nn.Module):
             threshold = self.threshold.flatten().to(x.dtype)
             if torch.compiler.is_dynamo_compiling():
                 return spectral_gate(x, threshold, self.cutoff, WIDTH)[0]
-            tape = current_tape()
-            if tape is not None and tape.again:
-                y, closed = tape.read(2)
-            else:
-                y, closed = _gate(x.detach(), threshold.detach(), self.cutoff)
-                if tape is not None:
-                    tape.note(y, closed)
-            learning = torch.is_grad_enabled() and (x.requires_grad or threshold.requires_grad)
-            return _Gate.apply(x, threshold, y, closed, self.cutoff, WIDTH) if learning else y
+            y, closed = once(lambda: _gate(x, threshold, self.cutoff), 2)
+            return _Gate.apply(x, threshold, y, closed, self.cutoff, WIDTH)
 
     def use_matrices(self, known: dict[int, tuple[Tensor, ...]]) -> None:
         """From now on compute both Fourier transforms as matrix products, the same numbers, for formats without an FFT.

@@ -24,7 +24,7 @@ class Tape:
     def note(self, *results: Tensor) -> None:
         self.kept += results
 
-    def read(self, count: int = 1) -> list[Tensor]:
+    def read(self, count: int) -> list[Tensor]:
         self.place += count
         return self.kept[self.place - count : self.place]
 
@@ -96,17 +96,33 @@ class _Lean(torch.autograd.Function):
         return None, None, *(next(found) if need else None for need in needed)
 
 
-class Linear(nn.Linear):
-    """nn.Linear whose result keep_products keeps."""
+def once(compute: Callable[[], Sequence[Tensor]], count: int) -> Sequence[Tensor]:
+    """compute()'s count results, without their graph and noted on the tape; read off it the second time."""
+    tape = current_tape()
+    if tape is not None and tape.again:
+        return tape.read(count)
+    with torch.no_grad():
+        results = compute()
+    if tape is not None:
+        tape.note(*results)
+    return results
+
+
+class _Kept:
+    """Makes of a layer one whose result keep_products keeps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        tape = current_tape()
-        if tape is not None and tape.again:
-            return _KnownLinear.apply(x, self.weight, self.bias, *tape.read())
-        y = super().forward(x)
-        if tape is not None:
-            tape.note(y)
-        return y
+        compute = super().forward
+        if torch.compiler.is_compiling() or _here.nothing_kept:
+            return compute(x)
+        return self.known(x, *once(lambda: [compute(x)], 1))
+
+
+class Linear(_Kept, nn.Linear):
+    """nn.Linear whose result keep_products keeps."""
+
+    def known(self, x: Tensor, y: Tensor) -> Tensor:
+        return _KnownLinear.apply(x, self.weight, self.bias, y)
 
 
 class _KnownLinear(torch.autograd.Function):
@@ -131,32 +147,18 @@ class _KnownLinear(torch.autograd.Function):
         return to_x, to_weight, to_bias, None
 
 
-class _Kept:
-    """Makes of a convolution one whose result keep_products keeps."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or _here.nothing_kept or (not torch.is_grad_enabled() and _here.tape is None):
-            return super().forward(x)
-        tape = current_tape()
-        if tape is not None and tape.again:
-            (y,) = tape.read()
-        else:
-            with torch.no_grad():
-                y = super().forward(x)
-            if tape is not None:
-                tape.note(y)
-        if not torch.is_grad_enabled():  # the first of keep_products' two passes
-            return y
+class _KeptConvolution(_Kept):
+    def known(self, x: Tensor, y: Tensor) -> Tensor:
         extra = self.output_padding if self.transposed else (0, 0)
         how = (self.stride, self.padding, self.dilation, self.transposed, extra, self.groups)
         return _KnownConvolution.apply(x, self.weight, self.bias, y, how)
 
 
-class Conv2d(_Kept, nn.Conv2d):
+class Conv2d(_KeptConvolution, nn.Conv2d):
     """nn.Conv2d whose result keep_products keeps."""
 
 
-class ConvTranspose2d(_Kept, nn.ConvTranspose2d):
+class ConvTranspose2d(_KeptConvolution, nn.ConvTranspose2d):
     """nn.ConvTranspose2d whose result keep_products keeps."""
 
 

@@ -21,7 +21,7 @@ class Mish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.mish(x)
-        return _Mish.apply(x) if torch.is_grad_enabled() and x.requires_grad else _by_parts(_mish, x)
+        return _Mish.apply(x)
 
 
 class _Mish(torch.autograd.Function):
