@@ -37,7 +37,8 @@ from API.recorder import Recorder, Silent, describe_epoch
 from API.report import report
 from API.sharding import distribute, gathered, restore_states, whole_states, without_exchange
 from API.summary import cost_table, costs
-from DFDNet import DFDNet, check_sizes, infer_release_args, read_release
+from DFDNet import DFDNet, check_sizes
+from TemporalModule.release import infer_release_args, read_release
 from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
 from WFL import WeightedFrequencyLoss
 

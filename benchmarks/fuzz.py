@@ -41,7 +41,8 @@ from API.clips import Clip, read_frames
 from API.export import save_safetensors
 from API.recorder import read_arrays
 from benchmarks.record import RESULTS, write_result
-from DFDNet import DFDNet, convert_release, infer_release_args, read_release, release_name
+from DFDNet import DFDNet
+from TemporalModule.release import convert_release, infer_release_args, read_release, release_name
 
 MEMORY, SECONDS = 2**31, 10.0
 TINY = dict(in_shape=(2, 1, 16, 16), out_shape=(2, 1, 16, 16), hid_S=4, layer_config=(0, 0, 0, 1), segments=(4, 4))

@@ -8,8 +8,9 @@ from conftest import TINY
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from DFDNet import ConvSC, DFDNet, one_by_one, release_name, side_by_side
+from DFDNet import ConvSC, DFDNet, channels_as_frames, frames_as_channels
 from TemporalModule import DFDB
+from TemporalModule.release import release_name
 from WFL import WeightedFrequencyLoss
 
 
@@ -116,11 +117,11 @@ def test_every_feature_map_and_its_gradient_lie_channels_last_in_memory(shape):
     assert astray == []
 
 
-def test_frames_side_by_side_are_the_channels_of_one_map_and_come_back():
+def test_frames_are_the_channels_of_one_map_and_come_back():
     frames = torch.rand(2 * 3, 4, 5, 6)
-    beside = side_by_side(frames, 3)
+    beside = frames_as_channels(frames, 3)
     assert torch.equal(beside, frames.reshape(2, 12, 5, 6))
-    assert torch.equal(one_by_one(beside, 4), frames)
+    assert torch.equal(channels_as_frames(beside, 4), frames)
 
 
 def test_sequences_do_not_mix_in_a_batch():
