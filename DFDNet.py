@@ -40,7 +40,8 @@ class ConvSC(nn.Module):
         self.act = Mish()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+        x = self.conv(x)
+        return self.act(self.norm(x).to(x.dtype))  # on a GPU autocast makes norms float32, on a CPU it does not
 
 
 class Encoder(nn.Module):

@@ -30,8 +30,9 @@ class Branch(nn.Module):
         self.dfdu = DFDU(channels, height, width, segments, COF, release)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.stau(self.norm_stau(x))
-        return x + self.dfdu(self.norm_dfdu(x))
+        # Back in x's precision, as on a CPU: on a GPU autocast makes norms, and with them all that follows, float32.
+        x = x + self.stau(self.norm_stau(x).to(x.dtype))
+        return x + self.dfdu(self.norm_dfdu(x).to(x.dtype))
 
 
 class DFDB(nn.Module):

@@ -8,9 +8,11 @@ from conftest import TINY
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from DFDNet import ConvSC, DFDNet, channels_as_frames, frames_as_channels
-from TemporalModule import DFDB
+from API.summary import kept_bytes
+from DFDNet import ConvSC, Decoder, DFDNet, channels_as_frames, frames_as_channels
+from TemporalModule import DFDB, DFDU, STAU, Branch
 from TemporalModule.release import release_name
+from TemporalModule.temporal import Stem
 from WFL import WeightedFrequencyLoss
 
 
@@ -72,15 +74,23 @@ def test_the_input_is_not_changed():
     assert all(torch.equal(a, b) for a, b in zip(features, kept))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_on_a_gpu_nothing_lies_elsewhere(training):
-    """On tensors without values, that say they are on one: mixing devices fails as it would there."""
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """A context of tensors without values, that say they are on a GPU, and whether there is none."""
     try:
         with FakeTensorMode(), torch.device("cuda"):
             torch.empty(1).uniform_()
     except RuntimeError:
         pytest.skip("this version of PyTorch needs a GPU to pretend one")
-    with FakeTensorMode(), torch.device("cuda"):
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *args, **kwargs: True)
+    return FakeTensorMode
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_on_a_gpu_nothing_lies_elsewhere(pretended_gpu, training):
+    """Mixing devices fails as it would there."""
+    with pretended_gpu(), torch.device("cuda"):
         model = DFDNet(**TINY | dict(out_shape=(8, 1, 32, 32))).train(training)
         past, future = torch.rand(2, 4, 1, 32, 32), torch.rand(2, 8, 1, 32, 32)
         with torch.set_grad_enabled(training):
@@ -90,6 +100,21 @@ def test_on_a_gpu_nothing_lies_elsewhere(training):
             elsewhere = WeightedFrequencyLoss(8, 32, 32)
         with pytest.raises(RuntimeError, match=r"same device|different devices"):
             elsewhere(predicted, future)
+
+
+def test_on_a_gpu_bfloat16_keeps_every_part_s_precision_and_the_bytes_of_a_cpu(pretended_gpu):
+    """Autocast has other lists there: it makes norms, and all that follows them, float32."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        with pretended_gpu(), torch.device(device):
+            model, precisions = DFDNet(**TINY), {}
+            for name, module in model.named_modules():
+                if isinstance(module, (ConvSC, Stem, DFDB, Branch, STAU, DFDU, Decoder)):
+                    module.register_forward_hook(lambda m, x, y, name=name, p=precisions: p.update({name: y.dtype}))
+            kept = [kept_bytes(model, torch.rand(batch, 4, 1, 32, 32), bfloat16=True) for batch in (2, 4)]
+        assert set(precisions.values()) == {torch.bfloat16}
+        found[device] = kept[1] - kept[0]
+    assert found["cuda"] == found["cpu"] > 0
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 32, 32), (4, 3, 16, 24)])
