@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .lean import Linear, once
+from .gate import is_closed, spectral_gate
+from .lean import Linear
 
 # Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
 # magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
@@ -21,134 +22,6 @@ START = 0.3
 # Width of the sigmoid that stands for the gate in the backward pass: bins within about two widths of the threshold
 # teach it. Of the order of the start value, so that the bins both sides of it take part and none far away does.
 WIDTH = 0.1
-
-
-@torch.library.custom_op("dfdnet::spectral_gate", mutates_args=())
-def spectral_gate(x: Tensor, threshold: Tensor, cutoff: int, width: float) -> tuple[Tensor, Tensor]:
-    """The hard gate, the inverse FFT and the halving in one step, with a surrogate gradient for the thresholds.
-
-    forward   X = rfft(x); X[k] = 0 where k >= cutoff and |X[k]| < threshold; y = irfft(X); every second sample of y.
-    backward  x gets the exact gradient of that linear map, the gate held fixed. The threshold gets the gradient it
-              would have if the gate were g = sigmoid((|X| - threshold) / width): dg / d threshold = -g (1 - g) / width.
-
-    x (B, N, L), threshold (N,) -> (B, N, ceil(L / 2)), and the gate: (B, N, high bins), True where closed. For even L
-    the samples that would be thrown away are never computed: y[::2] is the inverse FFT of half the length of the folded
-    spectrum X[k] + conj(X[L/2 - k]). Backward keeps the gate and x, and takes x's spectrum again: no complex tensor.
-
-    One operator to PyTorch, so that a compiler, which knows no complex numbers, leaves it whole.
-    """
-    return _gate(x, threshold, cutoff)
-
-
-@spectral_gate.register_fake
-def _(x: Tensor, threshold: Tensor, cutoff: int, width: float) -> tuple[Tensor, Tensor]:
-    L = x.shape[-1]
-    return x.new_empty(*x.shape[:-1], (L + 1) // 2), x.new_empty(*x.shape[:-1], L // 2 + 1 - cutoff, dtype=torch.bool)
-
-
-def _gate_backward(
-    grad: Tensor, x: Tensor, threshold: Tensor, closed: Tensor, cutoff: int, width: float, learn: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradients of spectral_gate for x and threshold; the latter zero unless it is to learn."""
-    length = x.shape[-1]
-    # In weights where every bin counts once; the real signal's gradient has each bin twice but the first and last.
-    spectrum_grad = _even_samples_adjoint(grad, length)
-    threshold_grad = torch.zeros_like(threshold)
-    if learn:
-        high = torch.fft.rfft(x, norm="ortho")[..., cutoff:]
-        soft = torch.sigmoid((_power(high).sqrt_() - threshold.unsqueeze(-1)).div_(width))
-        through_gate = _inner(spectrum_grad[..., cutoff:], high).mul_(soft).mul_(soft.sub_(1))
-        if length % 2 == 0 and through_gate.shape[-1]:
-            through_gate[..., -1] *= 0.5  # the Nyquist bin has no mirror image
-        threshold_grad = through_gate.sum((0, -1)) * (2 / width)
-    spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
-    return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad
-
-
-spectral_gate_backward = torch.library.custom_op("dfdnet::spectral_gate_backward", mutates_args=())(_gate_backward)
-
-
-@spectral_gate_backward.register_fake
-def _(grad, x, threshold, closed, cutoff, width, learn):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(threshold)
-
-
-def _keep_for_backward(ctx, inputs, output) -> None:
-    x, threshold, ctx.cutoff, ctx.width = inputs
-    ctx.save_for_backward(x, threshold, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradients(ctx, grad: Tensor, _) -> tuple[Tensor, Tensor | None, None, None]:
-    learn = ctx.needs_input_grad[1]
-    x, threshold = spectral_gate_backward(grad, *ctx.saved_tensors, ctx.cutoff, ctx.width, learn)
-    return x, threshold if learn else None, None, None
-
-
-spectral_gate.register_autograd(_gradients, setup_context=_keep_for_backward)
-
-
-class _Gate(torch.autograd.Function):
-    """spectral_gate where nothing compiles, with its results at hand: computed just now, or read off a tape."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, threshold: Tensor, y: Tensor, closed: Tensor, cutoff: int, width: float) -> Tensor:
-        ctx.save_for_backward(x, threshold, closed)
-        ctx.cutoff, ctx.width = cutoff, width
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        learn = ctx.needs_input_grad[1]
-        x, threshold = _gate_backward(grad, *ctx.saved_tensors, ctx.cutoff, ctx.width, learn)
-        return x, threshold if learn else None, None, None, None, None
-
-
-def _gate(x: Tensor, threshold: Tensor, cutoff: int) -> tuple[Tensor, Tensor]:
-    """spectral_gate in PyTorch's own operators; all there is to it in inference, and in files for other programs."""
-    spectrum = torch.fft.rfft(x, norm="ortho")
-    high = spectrum[..., cutoff:]
-    closed = _closed(high, threshold)
-    high.masked_fill_(closed, 0)
-    return _even_samples(spectrum, x.shape[-1]), closed
-
-
-def _closed(high: Tensor, threshold: Tensor) -> Tensor:
-    """Where the gate is closed: high bins (B, N, K) against thresholds (N,)."""
-    return _power(high) < threshold.clamp(min=0).square().unsqueeze(-1)
-
-
-def _power(spectrum: Tensor) -> Tensor:
-    """|X|^2 without the square root of abs()."""
-    return _inner(spectrum, spectrum)
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Re(conj(a) b), bin by bin; on a CPU four times as fast as a sum over view_as_real."""
-    return a.conj_physical().mul_(b).real
-
-
-def _even_samples(spectrum: Tensor, length: int) -> Tensor:
-    """(…, L // 2 + 1) half spectrum of a real signal -> (…, ceil(L / 2)) its even samples."""
-    if length % 2:
-        return torch.fft.irfft(spectrum, n=length, norm="ortho")[..., ::2].contiguous()
-    half = length // 2
-    # conj_physical: inside a custom operator that a dispatch mode calls, a lazy conj() is lost.
-    front = spectrum[..., : half // 2 + 1]
-    back = spectrum[..., half - half // 2 :].flip(-1).conj_physical_()  # bins half, half - 1, …
-    return torch.fft.irfft((front + back).mul_(math.sqrt(0.5)), n=half, norm="ortho")
-
-
-def _even_samples_adjoint(grad: Tensor, length: int) -> Tensor:
-    """The transpose of _even_samples after rfft: the spectrum of grad with a zero between any two samples."""
-    if length % 2:
-        spread = grad.new_zeros(*grad.shape[:-1], length)
-        spread[..., ::2] = grad
-        return torch.fft.rfft(spread, norm="ortho")
-    half = length // 2
-    spectrum = torch.fft.rfft(grad, norm="ortho").mul_(math.sqrt(0.5))
-    mirrored = spectrum[..., : half - half // 2].flip(-1).conj_physical_()  # bins half // 2 + 1 … half
-    return torch.cat([spectrum, mirrored], -1)
 
 
 class ThresholdFilter(nn.Module):
@@ -177,15 +50,15 @@ class ThresholdFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.matrices is not None:
             return self.by_matrices(x)
-        with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
+        device, dtype = x.device.type, None
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):  # there is no bfloat16 FFT
             x = x if x.dtype == torch.float64 else x.float()
             if self.watch is not None:
                 self.watch.append(self.removed(x))
             threshold = self.threshold.flatten().to(x.dtype)
-            if torch.compiler.is_dynamo_compiling():
-                return spectral_gate(x, threshold, self.cutoff, WIDTH)[0]
-            y, closed = once(lambda: _gate(x, threshold, self.cutoff), 2)
-            return _Gate.apply(x, threshold, y, closed, self.cutoff, WIDTH)
+            return spectral_gate(x, threshold, self.cutoff, WIDTH, dtype)
 
     def use_matrices(self, known: dict[int, tuple[Tensor, ...]]) -> None:
         """From now on compute both Fourier transforms as matrix products, the same numbers, for formats without an FFT.
@@ -220,7 +93,7 @@ class ThresholdFilter(nn.Module):
     def removed(self, x: Tensor) -> Tensor:
         """Fraction of the high-frequency bins of x (B, N, L) that the gate closes; a scalar on x's device."""
         high = torch.fft.rfft(x, norm="ortho")[..., self.cutoff :]
-        closed = _closed(high, self.threshold.flatten())
+        closed = is_closed(high, self.threshold.flatten())
         return closed.float().mean() if closed.numel() else closed.new_zeros((), dtype=torch.float32)
 
     def extra_repr(self) -> str:

@@ -6,13 +6,14 @@ is called twice with a tape: the first time what is dear to compute, matrix prod
 second time, in backward, it is read off, and only norms, activations, gates and changes of layout are computed again.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 
 class Tape:
@@ -56,8 +57,11 @@ def keep_products(module: nn.Module, *inputs: Tensor) -> Tensor | list[Tensor]:
 
     module must not change any state when it is called. inputs may be one list of tensors, too.
     """
-    lean = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _here.nothing_kept
-    if not lean or _here.tape is not None:
+    if not torch.is_grad_enabled():
+        return module(*inputs)
+    if torch.compiler.is_compiling():
+        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=_compiled_contexts)
+    if _here.nothing_kept or _here.tape is not None:
         return module(*inputs)
     listed = isinstance(inputs[0], list)
     tensors = inputs[0] if listed else inputs
@@ -94,6 +98,16 @@ class _Lean(torch.autograd.Function):
         wanted = [source for source, need in zip(sources, needed) if need]
         found = iter(torch.autograd.grad(results, wanted, grads, allow_unused=True))
         return None, None, *(next(found) if need else None for need in needed)
+
+
+def _what_a_compiler_keeps(ctx, operator, *args, **kwargs) -> CheckpointPolicy:
+    """For PyTorch's own selective checkpointing, which a compiler carries out without a cost."""
+    name = getattr(operator, "__name__", str(operator)).partition(".")[0]
+    keep = name in ("mm", "addmm", "bmm", "convolution", "irfft")
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_compiled_contexts = functools.partial(create_selective_checkpoint_contexts, _what_a_compiler_keeps)
 
 
 def once(compute: Callable[[], Sequence[Tensor]], count: int) -> Sequence[Tensor]:

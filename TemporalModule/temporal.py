@@ -1,6 +1,7 @@
 """The temporal module: one stage of DFDBs for every layer of the spatial encoder."""
 
 import copy
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -136,11 +137,17 @@ class TemporalModule(nn.Module):
         if torch.__version__ < (2, 5):  # so that blocks share code; later that goes without saying
             torch._dynamo.config.inline_inbuilt_nn_modules = True
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # kinds of block
+        # Inductor takes what is behind a convolution for (N, C, H, W), to be laid out with C last: (B, H, W, c) with H.
+        how = {"backend": backend, "dynamic": False, "options": {"layout_optimization": False}}
+        if backend != "inductor":
+            del how["options"]
+        # It says to have nothing that works in place in what is computed again. A branch has not.
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
         began, kinds = time.perf_counter(), [stage for stage in self.stages if len(stage)]
         try:
             for stage, size in ((s, n) for s, n in zip(self.stages, self.sizes) if len(s)):
                 trial = copy.deepcopy(stage[0])
-                trial.compile(backend=backend, dynamic=False)
+                trial.compile(**how)
                 weight = stage[0].reduction[0].weight
                 past = torch.randn(2, weight.shape[1], *size, device=weight.device)
                 for train in (True, False):
@@ -155,7 +162,7 @@ class TemporalModule(nn.Module):
             reason = str(error).strip().splitlines() or [""]
             return f"warning: compiling failed, going on without ({type(error).__name__}: {reason[0][:150]})"
         for block in (block for stage in kinds for block in stage):
-            block.compile(backend=backend, dynamic=False)
+            block.compile(**how)
         self.compiled = True
         return f"compiled the blocks of {len(kinds)} stages in {time.perf_counter() - began:.0f} s"
 

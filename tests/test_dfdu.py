@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from TemporalModule import DFDU, ThresholdFilter
-from TemporalModule.dfdu import START, WIDTH, spectral_gate
+from TemporalModule.dfdu import START, WIDTH
+from TemporalModule.gate import _gate_in_real_numbers, irfft, rfft, spectral_gate
 from TemporalModule.watch import filter_statistics
 
 SHAPES = [  # B, H, W, c, segments
@@ -60,7 +61,36 @@ def test_threshold_gradient_is_the_analytic_one_of_the_surrogate(L, COF):
 def test_feature_gradient_is_the_numerical_one_between_gate_flips(L):
     x = torch.randn(2, 3, L, dtype=torch.float64, requires_grad=True)
     threshold = torch.full((3,), 0.4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: spectral_gate(x, threshold, 2, WIDTH)[0], x, eps=1e-7)
+    assert torch.autograd.gradcheck(lambda x: spectral_gate(x, threshold, 2, WIDTH), x, eps=1e-7)
+
+
+@pytest.mark.parametrize("L", [2, 7, 8, 9, 10, 12, 30])
+@pytest.mark.parametrize("cutoff", [1, 2, 4])
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5, math.inf])
+def test_what_a_compiler_gets_is_the_gate_in_real_numbers(L, cutoff, alpha):
+    x = torch.randn(2, 3, L, dtype=torch.float64, requires_grad=True)
+    threshold = torch.full((3,), alpha, dtype=torch.float64, requires_grad=True)
+    expected = spectral_gate(x, threshold, cutoff, WIDTH)
+    ours = _gate_in_real_numbers(x, threshold, cutoff, WIDTH, torch.float64)
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
+    grad = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, threshold), grad), torch.autograd.grad(expected, (x, threshold), grad)
+    ):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+    fixed = _gate_in_real_numbers(x, threshold.detach(), cutoff, WIDTH, torch.float64)
+    assert torch.allclose(fixed, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("L", [2, 7, 8])
+def test_the_compiler_s_fourier_transforms_are_sound_operators(L):
+    x = torch.randn(2, 3, L, dtype=torch.float64, requires_grad=True)
+    spectrum = torch.randn(2, 3, L // 2 + 1, 2, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(rfft, (x,))
+    torch.library.opcheck(irfft, (spectrum, L, torch.float64))
+    assert torch.autograd.gradcheck(rfft, x)
+    assert torch.autograd.gradcheck(lambda s: irfft(s, L, torch.float64), spectrum)
+    assert torch.allclose(irfft(rfft(x), L, torch.float64), x)
 
 
 def test_filter_without_a_threshold_keeps_the_even_samples():

@@ -202,6 +202,40 @@ def test_compiled_blocks_compute_the_same_and_no_batch_size_compiles_again(monke
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_block_keeps_no_more_than_an_eager_one():
+    torch._dynamo.reset()
+    temporal_module = DFDNet(**TINY | dict(layer_config=(0, 1, 0, 0))).temporal
+    (block,) = temporal_module.stages[1]
+    own = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), *block.buffers())}
+
+    def kept_by_a_sequence() -> float:
+        sizes = []
+        for batch in (2, 4):
+            kept = {}
+
+            def note(tensor: torch.Tensor, kept=kept) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                kept[storage._cdata] = storage.nbytes(), tensor  # alive, so that no other takes its place
+                return tensor
+
+            with (
+                torch.autocast("cpu", torch.bfloat16),
+                torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            ):
+                x = temporal.like_a_block_s_output(torch.rand(batch, 32, 16, 16)).requires_grad_()
+                block(x)
+            sizes.append(sum(size for key, (size, _) in kept.items() if key not in own))
+        return (sizes[1] - sizes[0]) / 2
+
+    eager = kept_by_a_sequence()
+    partition = "aot_eager_decomp_partition"  # what Inductor keeps, without its code
+    assert temporal_module.compile_blocks(lambda: torch.autocast("cpu", torch.bfloat16), partition).startswith(
+        "compiled"
+    )
+    assert 0 < kept_by_a_sequence() <= eager
+
+
 def test_where_compiling_fails_blocks_run_as_they_are_after_one_warning(monkeypatch):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

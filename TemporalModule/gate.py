@@ -1,0 +1,191 @@
+"""The gate of a filter: the high bins of a signal's spectrum that do not clear a threshold are removed.
+
+    forward   X = rfft(x); X[k] = 0 where k >= cutoff and |X[k]| < threshold; y = irfft(X); every second sample of y.
+    backward  x gets the exact gradient of that linear map, the gate held fixed. The threshold gets the gradient it
+              would have if the gate were g = sigmoid((|X| - threshold) / width): dg / d threshold = -g (1 - g) / width.
+
+All Fourier transforms are orthonormal. For even L the samples that would be thrown away are never computed: y[::2] is
+the inverse FFT of half the length of the folded spectrum X[k] + conj(X[L/2 - k]). Backward keeps x and takes its
+spectrum again: no complex tensor is kept.
+
+It is written twice. In complex numbers, where every operator runs by itself; and in real ones for a compiler, which
+knows no complex numbers, but makes one kernel of all that lies between two Fourier transforms.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .lean import once
+
+
+def spectral_gate(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype: torch.dtype | None = None) -> Tensor:
+    """x (B, N, L), threshold (N,) -> (B, N, ceil(L / 2)), the even samples of the filtered signals.
+
+    cutoff: the first high bin, at least 1: the mean always passes. dtype: what a compiler may round the result to, as
+    what reads it will.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return _gate_in_real_numbers(x, threshold, cutoff, width, dtype or x.dtype)
+    y, closed = once(lambda: _gate(x, threshold, cutoff), 2)
+    return _Gate.apply(x, threshold, y, closed, cutoff, width)
+
+
+# In complex numbers --------------------------------------------------------------------------------------------------
+
+
+class _Gate(torch.autograd.Function):
+    """The gate with its results at hand: computed just now, or read off a tape."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, threshold: Tensor, y: Tensor, closed: Tensor, cutoff: int, width: float) -> Tensor:
+        ctx.save_for_backward(x, threshold, closed)
+        ctx.cutoff, ctx.width = cutoff, width
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        learn = ctx.needs_input_grad[1]
+        x, threshold = _gate_backward(grad, *ctx.saved_tensors, ctx.cutoff, ctx.width, learn)
+        return x, threshold, None, None, None, None
+
+
+def _gate(x: Tensor, threshold: Tensor, cutoff: int) -> tuple[Tensor, Tensor]:
+    """The result, and where the gate is closed: (B, N, high bins)."""
+    spectrum = torch.fft.rfft(x, norm="ortho")
+    high = spectrum[..., cutoff:]
+    closed = is_closed(high, threshold)
+    high.masked_fill_(closed, 0)
+    return _even_samples(spectrum, x.shape[-1]), closed
+
+
+def _gate_backward(
+    grad: Tensor, x: Tensor, threshold: Tensor, closed: Tensor, cutoff: int, width: float, learn: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients for x, and for threshold if it is to learn."""
+    length = x.shape[-1]
+    # In weights where every bin counts once; the real signal's gradient has each bin twice but the first and last.
+    spectrum_grad = _even_samples_adjoint(grad, length)
+    threshold_grad = None
+    if learn:
+        high = torch.fft.rfft(x, norm="ortho")[..., cutoff:]
+        soft = torch.sigmoid((_power(high).sqrt_() - threshold.unsqueeze(-1)).div_(width))
+        through_gate = _inner(spectrum_grad[..., cutoff:], high).mul_(soft).mul_(soft.sub_(1))
+        if length % 2 == 0 and through_gate.shape[-1]:
+            through_gate[..., -1] *= 0.5  # the Nyquist bin has no mirror image
+        threshold_grad = through_gate.sum((0, -1)) * (2 / width)
+    spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
+    return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad
+
+
+def is_closed(high: Tensor, threshold: Tensor) -> Tensor:
+    """Where the gate is closed: high bins (B, N, K), complex, against thresholds (N,)."""
+    return _power(high) < threshold.clamp(min=0).square().unsqueeze(-1)
+
+
+def _power(spectrum: Tensor) -> Tensor:
+    """|X|^2 without the square root of abs()."""
+    return _inner(spectrum, spectrum)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Re(conj(a) b), bin by bin; on a CPU four times as fast as a sum over view_as_real."""
+    return a.conj_physical().mul_(b).real
+
+
+def _even_samples(spectrum: Tensor, length: int) -> Tensor:
+    """(…, L // 2 + 1) half spectrum of a real signal -> (…, ceil(L / 2)) its even samples."""
+    if length % 2:
+        return torch.fft.irfft(spectrum, n=length, norm="ortho")[..., ::2].contiguous()
+    half = length // 2
+    front = spectrum[..., : half // 2 + 1]
+    back = spectrum[..., half - half // 2 :].flip(-1).conj_physical_()  # bins half, half - 1, …
+    return torch.fft.irfft((front + back).mul_(math.sqrt(0.5)), n=half, norm="ortho")
+
+
+def _even_samples_adjoint(grad: Tensor, length: int) -> Tensor:
+    """The transpose of _even_samples after rfft: the spectrum of grad with a zero between any two samples."""
+    if length % 2:
+        spread = grad.new_zeros(*grad.shape[:-1], length)
+        spread[..., ::2] = grad
+        return torch.fft.rfft(spread, norm="ortho")
+    half = length // 2
+    spectrum = torch.fft.rfft(grad, norm="ortho").mul_(math.sqrt(0.5))
+    mirrored = spectrum[..., : half - half // 2].flip(-1).conj_physical_()  # bins half // 2 + 1 … half
+    return torch.cat([spectrum, mirrored], -1)
+
+
+# In real numbers, for a compiler -------------------------------------------------------------------------------------
+
+
+def _gate_in_real_numbers(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype: torch.dtype) -> Tensor:
+    """The same out of operators whose gradients PyTorch knows."""
+    length, threshold = x.shape[-1], threshold.unsqueeze(-1)
+    spectrum = rfft(x)  # (B, N, K, 2)
+    real, imaginary = spectrum.detach().unbind(-1)
+    power = real * real + imaginary * imaginary  # (B, N, K)
+    gate = (power >= threshold.clamp(min=0).square()).to(x.dtype)
+    if threshold.requires_grad:
+        soft = torch.sigmoid((power.sqrt() - threshold) / width)
+        gate = gate + (soft - soft.detach())  # the value of the hard gate, the slope of the soft one
+    low = torch.arange(spectrum.shape[-2], device=x.device) < cutoff
+    spectrum = spectrum * torch.where(low, 1.0, gate).unsqueeze(-1)
+    if length % 2:
+        return irfft(spectrum, length, dtype)[..., ::2]
+    half = length // 2
+    conjugate = 1 - 2 * torch.arange(2, device=x.device)  # 1, -1
+    back = spectrum[..., half - half // 2 :, :].flip(-2) * conjugate
+    return irfft((spectrum[..., : half // 2 + 1, :] + back) * math.sqrt(0.5), half, dtype)
+
+
+@torch.library.custom_op("dfdnet::rfft", mutates_args=())
+def rfft(x: Tensor) -> Tensor:
+    """The spectrum of real signals in real numbers: (…, L) -> (…, L // 2 + 1, 2), real and imaginary parts.
+
+    One operator to PyTorch, so that a compiler leaves it whole.
+    """
+    return torch.view_as_real(torch.fft.rfft(x.contiguous(), norm="ortho"))
+
+
+@rfft.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2 + 1, 2)
+
+
+@torch.library.custom_op("dfdnet::irfft", mutates_args=())
+def irfft(spectrum: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Its inverse: (…, length // 2 + 1, 2) -> (…, length), rounded to dtype."""
+    return torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), n=length, norm="ortho").to(dtype)
+
+
+@irfft.register_fake
+def _(spectrum: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    return spectrum.new_empty(*spectrum.shape[:-2], length, dtype=dtype)
+
+
+def _bins_of_each(length: int, device: torch.device) -> Tensor:
+    """(length // 2 + 1, 1): 2 for bins that stand for their mirror image too, 1 for the first and an even last one."""
+    k = torch.arange(length // 2 + 1, device=device)
+    return torch.where((k == 0) | (2 * k == length), 1, 2).unsqueeze(-1)
+
+
+def _note_length(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.length = inputs[0].shape[-1]
+
+
+def _rfft_backward(ctx, grad: Tensor) -> Tensor:
+    return irfft(grad / _bins_of_each(ctx.length, grad.device), ctx.length, grad.dtype)
+
+
+def _note_precision(ctx, inputs: tuple, output: Tensor) -> None:
+    spectrum, ctx.length, _ = inputs
+    ctx.dtype = spectrum.dtype
+
+
+def _irfft_backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    return rfft(grad.to(ctx.dtype)) * _bins_of_each(ctx.length, grad.device), None, None
+
+
+rfft.register_autograd(_rfft_backward, setup_context=_note_length)
+irfft.register_autograd(_irfft_backward, setup_context=_note_precision)
