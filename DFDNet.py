@@ -13,15 +13,18 @@ units like it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from TemporalModule import TemporalModule
+from TemporalModule.compiled import Kind, compile_kinds
 from TemporalModule.lean import Conv2d, ConvTranspose2d, keep_inputs, keep_products
-from TemporalModule.mish import Mish
+from TemporalModule.mish import GroupNormMish
 from TemporalModule.release import convert_release, infer_release_args, read_release
 from TemporalModule.temporal import SEGMENTS
 
@@ -36,12 +39,10 @@ class ConvSC(nn.Module):
             self.conv = ConvTranspose2d(C_in, C_out, kernel_size, stride, padding, output_padding=stride // 2)
         else:
             self.conv = Conv2d(C_in, C_out, kernel_size, stride, padding)
-        self.norm = nn.GroupNorm(2, C_out)
-        self.act = Mish()
+        self.norm = GroupNormMish(2, C_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        return self.act(self.norm(x).to(x.dtype))  # on a GPU autocast makes norms float32, on a CPU it does not
+        return self.norm(self.conv(x))
 
 
 class Encoder(nn.Module):
@@ -118,10 +119,10 @@ class DFDNet(nn.Module):
         self.T, C, H, W = in_shape
         self.T_out, C_out = out_shape[:2]
         self.D = hid_S
-        sizes = feature_sizes(H, W, layer)
+        self.sizes = feature_sizes(H, W, layer)  # of the encoder's layers
 
         self.encoder = Encoder(C, hid_S, kernel_size)
-        self.temporal = TemporalModule(self.T * hid_S, sizes, layer_config, groups, COF, segments, release)
+        self.temporal = TemporalModule(self.T * hid_S, self.sizes, layer_config, groups, COF, segments, release)
         self.decoder = Decoder(hid_S, C_out, kernel_size)
 
     def forward(self, past: Tensor) -> Tensor:
@@ -137,6 +138,27 @@ class DFDNet(nn.Module):
         e = call(self.encoder, past)  # [(B, P, H_i, W_i)]
         m = self.temporal(e)  # [(B, P, H_i, W_i)]
         return call(self.decoder, m)
+
+    def compile_blocks(
+        self, autocast: Callable[[], AbstractContextManager] = nullcontext, backend: str | Callable = "inductor"
+    ) -> str:
+        """Compile what repeats, with any batch size: the DFDBs, and what follows a convolution in encoder and decoder.
+
+        autocast: the context they will run in; backend: of torch.compile. Returns a line that says how it went; where
+        it failed all stay as they are.
+        """
+        began, device = time.perf_counter(), self.decoder.readout.weight.device
+        sizes = [*self.sizes, *reversed(self.sizes[:-1]), self.sizes[0]]  # down, and up again
+        norms: dict[tuple[int, int], list[nn.Module]] = {}
+        for layer, size in zip((*self.encoder.layers, *self.decoder.layers), sizes, strict=True):
+            norms.setdefault(size, []).append(layer.norm)
+        kinds = self.temporal.kinds()
+        kinds += [Kind(parts, torch.randn(2, self.D, *size, device=device)) for size, parts in norms.items()]
+        problem = compile_kinds(kinds, autocast, backend)
+        if problem:
+            return f"warning: compiling failed, going on without ({problem})"
+        self.temporal.compiled = True
+        return f"compiled {len(kinds)} kinds of blocks in {time.perf_counter() - began:.0f} s"
 
     @classmethod
     def from_release(cls, checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> "DFDNet":

@@ -1,14 +1,11 @@
 """The temporal module: one stage of DFDBs for every layer of the spatial encoder."""
 
-import copy
-import logging
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .compiled import Kind, as_compiled_for
 from .dfdu import DFDU, ThresholdFilter
 from .lean import ConvTranspose2d, keep_inputs, keep_products
 from .stau import STAU
@@ -123,48 +120,17 @@ class TemporalModule(nn.Module):
         )
         self.unstem_first = Unstem(channels)
         self.sizes = sizes
-        self.compiled = False
+        self.compiled = False  # the DFDBs
         self.checkpoint_blocks = False  # keep nothing but the blocks' inputs for backward
 
-    def compile_blocks(
-        self, autocast: Callable[[], AbstractContextManager] = nullcontext, backend: str | Callable = "inductor"
-    ) -> str:
-        """Compile the DFDBs, which repeat, instead of the whole model: blocks of one size share their code.
-
-        Tried out on copies first, forward and backward, with any batch size; where that fails all stay as they are.
-        autocast: the context they will run in; backend: of torch.compile. Returns a line that says how it went.
-        """
-        if torch.__version__ < (2, 5):  # so that blocks share code; later that goes without saying
-            torch._dynamo.config.inline_inbuilt_nn_modules = True
-        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # kinds of block
-        # Inductor takes what is behind a convolution for (N, C, H, W), to be laid out with C last: (B, H, W, c) with H.
-        how = {"backend": backend, "dynamic": False, "options": {"layout_optimization": False}}
-        if backend != "inductor":
-            del how["options"]
-        # It says to have nothing that works in place in what is computed again. A branch has not.
-        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-        began, kinds = time.perf_counter(), [stage for stage in self.stages if len(stage)]
-        try:
-            for stage, size in ((s, n) for s, n in zip(self.stages, self.sizes) if len(s)):
-                trial = copy.deepcopy(stage[0])
-                trial.compile(**how)
-                weight = stage[0].reduction[0].weight
-                past = torch.randn(2, weight.shape[1], *size, device=weight.device)
-                for train in (True, False):
-                    with autocast():
-                        x = like_a_block_s_output(past).detach().requires_grad_(train)
-                    torch._dynamo.maybe_mark_dynamic(x, 0)
-                    with autocast(), torch.set_grad_enabled(train):
-                        y = trial.train(train)(x)
-                    if train:
-                        y.float().sum().backward()
-        except Exception as error:  # compilers fail in as many ways as there are machines
-            reason = str(error).strip().splitlines() or [""]
-            return f"warning: compiling failed, going on without ({type(error).__name__}: {reason[0][:150]})"
-        for block in (block for stage in kinds for block in stage):
-            block.compile(**how)
-        self.compiled = True
-        return f"compiled the blocks of {len(kinds)} stages in {time.perf_counter() - began:.0f} s"
+    def kinds(self) -> list[Kind]:
+        """The DFDBs by stage, to compile."""
+        weight = self.unstem_first[0].weight
+        return [
+            Kind(stage, torch.randn(2, weight.shape[0], *size, device=weight.device))
+            for stage, size in zip(self.stages, self.sizes)
+            if len(stage)
+        ]
 
     def use_matrices(self) -> None:
         """Compute the filters' Fourier transforms as matrix products, for formats without them; for inference."""
@@ -181,15 +147,8 @@ class TemporalModule(nn.Module):
             self.stages, (call(self.stem_first, first), *middle, call(self.stem_last, last)), strict=True
         ):
             if self.compiled:
-                x = like_a_block_s_output(x)
+                x = as_compiled_for(x)
             for block in stage:
                 x = call(block, x)
             predicted.append(x)
         return [call(self.unstem_first, predicted[0]), *predicted[1:]]
-
-
-def like_a_block_s_output(x: Tensor) -> Tensor:
-    """x (B, P, H, W) in the precision and layout that a DFDB's result has, for which the next one is compiled."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return x.to(dtype).contiguous(memory_format=torch.channels_last)

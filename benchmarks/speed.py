@@ -75,7 +75,7 @@ def make_subjects(
     for kind in kinds if compiled else ():
         blocks = copy.deepcopy(model).to(device)
         with precision(kind, device) as autocast:
-            said[kind] = blocks.temporal.compile_blocks(lambda autocast=autocast: autocast)
+            said[kind] = blocks.compile_blocks(lambda autocast=autocast: autocast)
         print(f"{kind}: {said[kind]}", flush=True)
         subjects[f"{kind} compiled"] = Subject(blocks, WeightedFrequencyLoss(10, 64, 64), kind, device)
     return subjects, said
@@ -236,9 +236,12 @@ def ask_for_peak(kind: str, batch: int, device: torch.device) -> int:
 
 
 def print_peak(device: str, kind: str, batch: int) -> None:
-    """That process: three training steps; bytes on standard output."""
+    """That process: three training steps as main.py takes them, compiled where that is the default; bytes on standard
+    output."""
     machine = Machine(device, 0, kind, 1, False)
     subject = Subject(DFDNet(), WeightedFrequencyLoss(10, 64, 64), kind, machine.device)
+    if machine.compiles:
+        subject.model.compile_blocks(machine.autocast)
     for _ in range(3):
         subject.train(*random_batch(batch, machine.device))
     if machine.device.type == "cuda":

@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from torch.nn.functional import mish
+import torch.nn.functional as F
 
-from TemporalModule.mish import AT_A_TIME, Mish
+from TemporalModule.mish import AT_A_TIME, GroupNormMish, mish
 
 
 def exact(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Value and slope in float64."""
     x = x.double().requires_grad_()
-    return mish(x).detach(), torch.autograd.grad(mish(x).sum(), x)[0]
+    return F.mish(x).detach(), torch.autograd.grad(F.mish(x).sum(), x)[0]
 
 
 def ours(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.clone().requires_grad_()
-    y = Mish()(x)
+    y = mish(x)
     return y.detach(), torch.autograd.grad(y.sum(), x)[0]
 
 
@@ -36,7 +36,7 @@ def test_far_out_it_is_x_or_nothing():
 
 
 def test_the_numerical_gradient_is_its_own():
-    assert torch.autograd.gradcheck(Mish(), torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(mish, torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -45,8 +45,22 @@ def test_parts_make_a_whole_and_the_layout_stays(layout):
     big = x.repeat(1, 1, 1, AT_A_TIME // 60)  # two at a time, and one alone
     big = big.contiguous(memory_format=layout)
     with torch.no_grad():
-        y = Mish()(big)
+        y = mish(big)
     assert y.is_contiguous(memory_format=layout)
-    assert torch.allclose(y, mish(big), rtol=1e-5, atol=1e-6)
-    assert torch.equal(y[4:], Mish()(big[4:]))
-    assert Mish()(x[:0]).shape == (0, 3, 4, 2)
+    assert torch.allclose(y, F.mish(big), rtol=1e-5, atol=1e-6)
+    assert torch.equal(y[4:], mish(big[4:]))
+    assert mish(x[:0]).shape == (0, 3, 4, 2)
+
+
+def test_what_a_compiler_gets_is_group_norm_then_mish_and_leaves_the_layout():
+    norm = GroupNormMish(2, 6).double()
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = 3 + torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected, ours = F.mish(F.group_norm(x, 2, norm.weight, norm.bias, norm.eps)), norm.channels_last(x)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(norm(x), expected, rtol=0, atol=1e-12)
+    grad, inputs = torch.randn_like(expected), (x, norm.weight, norm.bias)
+    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
+        assert torch.allclose(a, b, rtol=0, atol=1e-11)

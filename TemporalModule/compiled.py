@@ -1,0 +1,61 @@
+"""Compile the parts of a model that repeat, instead of the whole: parts of one kind share their code."""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Kind(NamedTuple):
+    """Parts that differ in their weights alone, and an input (B, C, H, W) of theirs, with any B above one."""
+
+    parts: Sequence[nn.Module]
+    example: Tensor
+
+
+def compile_kinds(
+    kinds: Sequence[Kind], autocast: Callable[[], AbstractContextManager], backend: str | Callable
+) -> str | None:
+    """Compile every part, to train and to predict with batches of any size. Returns None, or why it failed.
+
+    Tried out on copies first, forward and backward; where that fails all parts stay as they are. autocast: the context
+    they will run in; backend: of torch.compile.
+    """
+    if torch.__version__ < (2, 5):  # so that parts share code; later that goes without saying
+        torch._dynamo.config.inline_inbuilt_nn_modules = True
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # for the kinds of one class
+    # It says to have nothing that works in place in what is computed again. There is nothing.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+    how = {"backend": backend, "dynamic": False}
+    if backend == "inductor":
+        # It takes all that is behind a convolution for (N, C, H, W), and lays (B, H, W, c) out with H last.
+        how["options"] = {"layout_optimization": False}
+    try:
+        for kind in kinds:
+            trial = copy.deepcopy(kind.parts[0])
+            trial.compile(**how)
+            for train in (True, False):
+                with autocast():
+                    x = as_compiled_for(kind.example).detach().requires_grad_(train)
+                torch._dynamo.maybe_mark_dynamic(x, 0)
+                with autocast(), torch.set_grad_enabled(train):
+                    y = trial.train(train)(x)
+                if train:
+                    y.float().sum().backward()
+    except Exception as error:  # compilers fail in as many ways as there are machines
+        reason = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {reason[0][:150]}"
+    for part in (part for kind in kinds for part in kind.parts):
+        part.compile(**how)
+    return None
+
+
+def as_compiled_for(x: Tensor) -> Tensor:
+    """x (B, C, H, W) in the precision and layout of a convolution's or DFDB's result, which parts are compiled for."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
