@@ -140,20 +140,23 @@ class DFDNet(nn.Module):
         return call(self.decoder, m)
 
     def compile_blocks(
-        self, autocast: Callable[[], AbstractContextManager] = nullcontext, backend: str | Callable = "inductor"
+        self,
+        sequences: int,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        backend: str | Callable = "inductor",
     ) -> str:
-        """Compile what repeats, with any batch size: the DFDBs, and what follows a convolution in encoder and decoder.
+        """Compile what repeats: the DFDBs, and what follows a convolution in encoder and decoder.
 
-        autocast: the context they will run in; backend: of torch.compile. Returns a line that says how it went; where
-        it failed all stay as they are.
+        sequences: how many there will usually be at once; others work, too. autocast: the context they will run in;
+        backend: of torch.compile. Returns a line that says how it went; where it failed all stay as they are.
         """
         began, device = time.perf_counter(), self.decoder.readout.weight.device
         sizes = [*self.sizes, *reversed(self.sizes[:-1]), self.sizes[0]]  # down, and up again
         norms: dict[tuple[int, int], list[nn.Module]] = {}
         for layer, size in zip((*self.encoder.layers, *self.decoder.layers), sizes, strict=True):
             norms.setdefault(size, []).append(layer.norm)
-        kinds = self.temporal.kinds()
-        kinds += [Kind(parts, torch.randn(2, self.D, *size, device=device)) for size, parts in norms.items()]
+        kinds, frames = self.temporal.kinds(sequences), sequences * self.T
+        kinds += [Kind(parts, torch.randn(frames, self.D, *size, device=device)) for size, parts in norms.items()]
         problem = compile_kinds(kinds, autocast, backend)
         if problem:
             return f"warning: compiling failed, going on without ({problem})"

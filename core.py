@@ -218,7 +218,8 @@ def train(config: Config, state: Mapping | None = None) -> None:
     recorder.forget_after(training.epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
     if machine.compiles if config.compile is None else config.compile:
-        recorder.log(model.compile_blocks(machine.autocast))
+        at_once = config.batch_size // machine.world.size // config.accumulate
+        recorder.log(model.compile_blocks(at_once, machine.autocast))
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     what = f"epochs {training.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
     recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
@@ -401,7 +402,7 @@ def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
     machine = prepare(config)
     model = load_weights(build_model(config), config, state, config.ckpt).to(machine.device).eval()
     if config.compile:  # asked for: for a few batches it takes longer than it saves
-        print(model.compile_blocks(machine.autocast))
+        print(model.compile_blocks(config.val_batch_size, machine.autocast))
     return machine, model
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Kind(NamedTuple):
-    """Parts that differ in their weights alone, and an input (B, C, H, W) of theirs, with any B above one."""
+    """Parts that differ in their weights alone, and an input (B, C, H, W) of the usual B, for which code is best."""
 
     parts: Sequence[nn.Module]
     example: Tensor
@@ -37,11 +37,10 @@ def compile_kinds(
     try:
         for kind in kinds:
             trial = copy.deepcopy(kind.parts[0])
-            trial.compile(**how)
+            compile_part(trial, how)
             for train in (True, False):
                 with autocast():
                     x = as_compiled_for(kind.example).detach().requires_grad_(train)
-                torch._dynamo.maybe_mark_dynamic(x, 0)
                 with autocast(), torch.set_grad_enabled(train):
                     y = trial.train(train)(x)
                 if train:
@@ -50,8 +49,21 @@ def compile_kinds(
         reason = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {reason[0][:150]}"
     for part in (part for kind in kinds for part in kind.parts):
-        part.compile(**how)
+        compile_part(part, how)
     return None
+
+
+def compile_part(part: nn.Module, how: Mapping) -> None:
+    """part.compile(**how), for inputs of any batch: not even where the compiler took the first batch for the only one
+    (Inductor, for sums over few values) is there code for a second one alone."""
+    part.compile(**how)
+    compiled = part._compiled_call_impl  # left out of copies, as PyTorch's own is
+
+    def call(x: Tensor) -> Tensor:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return compiled(x)
+
+    part._compiled_call_impl = call
 
 
 def as_compiled_for(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ PyTorch's own selective checkpointing does what keep_products does, through a Py
 bfloat16 training steps of the Moving MNIST model a fifth slower on a CPU, and small models' a third. So here a module
 is called twice with a tape: the first time what is dear to compute, matrix products and filters, is noted on it; the
 second time, in backward, it is read off, and only norms, activations, gates and changes of layout are computed again.
+Where a compiler runs, PyTorch's own costs nothing, and keep_products is that.
 """
 
 import functools
@@ -39,7 +40,7 @@ _here = _Here()
 
 
 def current_tape() -> Tape | None:
-    """The tape of the function that is running, if any. A compiler decides by itself what to keep."""
+    """The tape of the function that is running, if any. A compiler has none."""
     return None if torch.compiler.is_compiling() else _here.tape
 
 
@@ -101,7 +102,7 @@ class _Lean(torch.autograd.Function):
 
 
 def _what_a_compiler_keeps(ctx, operator, *args, **kwargs) -> CheckpointPolicy:
-    """For PyTorch's own selective checkpointing, which a compiler carries out without a cost."""
+    """The policy of PyTorch's selective checkpointing: matrix products, convolutions and what filters give."""
     name = getattr(operator, "__name__", str(operator)).partition(".")[0]
     keep = name in ("mm", "addmm", "bmm", "convolution", "irfft")
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -123,11 +123,11 @@ class TemporalModule(nn.Module):
         self.compiled = False  # the DFDBs
         self.checkpoint_blocks = False  # keep nothing but the blocks' inputs for backward
 
-    def kinds(self) -> list[Kind]:
-        """The DFDBs by stage, to compile."""
+    def kinds(self, sequences: int) -> list[Kind]:
+        """The DFDBs by stage, to compile for so many sequences at once."""
         weight = self.unstem_first[0].weight
         return [
-            Kind(stage, torch.randn(2, weight.shape[0], *size, device=weight.device))
+            Kind(stage, torch.randn(sequences, weight.shape[0], *size, device=weight.device))
             for stage, size in zip(self.stages, self.sizes)
             if len(stage)
         ]

@@ -67,15 +67,15 @@ def random_batch(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def make_subjects(
-    model: DFDNet, kinds: list[str], device: torch.device, compiled: bool
+    model: DFDNet, kinds: list[str], device: torch.device, compiled: bool, size: int
 ) -> tuple[dict[str, Subject], dict[str, str]]:
-    """The model in every precision, eager and, where asked for, compiled; and what compiling said."""
+    """The model in every precision, eager and, where asked for, compiled for batches of size; and what it said."""
     subjects = {kind: Subject(copy.deepcopy(model), WeightedFrequencyLoss(10, 64, 64), kind, device) for kind in kinds}
     said = {}
     for kind in kinds if compiled else ():
         blocks = copy.deepcopy(model).to(device)
         with precision(kind, device) as autocast:
-            said[kind] = blocks.compile_blocks(lambda autocast=autocast: autocast)
+            said[kind] = blocks.compile_blocks(size, lambda autocast=autocast: autocast)
         print(f"{kind}: {said[kind]}", flush=True)
         subjects[f"{kind} compiled"] = Subject(blocks, WeightedFrequencyLoss(10, 64, 64), kind, device)
     return subjects, said
@@ -241,7 +241,7 @@ def print_peak(device: str, kind: str, batch: int) -> None:
     machine = Machine(device, 0, kind, 1, False)
     subject = Subject(DFDNet(), WeightedFrequencyLoss(10, 64, 64), kind, machine.device)
     if machine.compiles:
-        subject.model.compile_blocks(machine.autocast)
+        subject.model.compile_blocks(batch, machine.autocast)
     for _ in range(3):
         subject.train(*random_batch(batch, machine.device))
     if machine.device.type == "cuda":
@@ -281,7 +281,8 @@ def run() -> None:
     torch.manual_seed(1)
     batch, model = random_batch(size, device), DFDNet()
     plain = Apart(device, model.state_dict())
-    subjects, compiling = make_subjects(model, kinds, device, gpu if args.compile is None else args.compile)
+    compiled = gpu if args.compile is None else args.compile
+    subjects, compiling = make_subjects(model, kinds, device, compiled, size)
     deviations = compare_predictions(model.to(device).eval(), plain, batch)
     result = {"machine": machine, "compile": compiling, "deviations": deviations}
     result |= side_by_side(subjects, plain, batch, clock, args.rounds)

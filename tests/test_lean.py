@@ -187,7 +187,7 @@ def test_compiled_blocks_compute_the_same_and_no_batch_size_compiles_again(monke
     def autocast():
         return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
 
-    assert model.compile_blocks(autocast, "aot_eager").startswith("compiled")
+    assert model.compile_blocks(3, autocast, "aot_eager").startswith("compiled")
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs == 12  # three stages, and what follows convolutions at three sizes, to train and to evaluate
     for batch in (2, 5):
@@ -231,7 +231,7 @@ def test_a_compiled_block_keeps_no_more_than_an_eager_one():
 
     eager = kept_by_a_sequence()
     partition = "aot_eager_decomp_partition"  # what Inductor keeps, without its code
-    assert model.compile_blocks(lambda: torch.autocast("cpu", torch.bfloat16), partition).startswith("compiled")
+    assert model.compile_blocks(2, lambda: torch.autocast("cpu", torch.bfloat16), partition).startswith("compiled")
     assert 0 < kept_by_a_sequence() <= eager
 
 
@@ -243,7 +243,7 @@ def test_where_compiling_fails_blocks_run_as_they_are_after_one_warning(monkeypa
     def broken(graph, inputs):
         raise RuntimeError("no compiler\non this machine")
 
-    line = model.compile_blocks(backend=broken)
+    line = model.compile_blocks(2, backend=broken)
     assert line.startswith("warning: compiling failed")
     assert "\n" not in line
     assert model(torch.rand(2, 4, 1, 32, 32)).shape == (2, 4, 1, 32, 32)
