@@ -211,15 +211,18 @@ def train(config: Config, state: Mapping | None = None) -> None:
         model = load_weights(model, config, load_checkpoint(config.init), config.init)
     if machine.world.size > 1:
         model = synchronise_norms(model, machine.device)
-    training = Training(model.to(machine.device), config, machine, len(loaders["train"]))
+    model, compiled = model.to(machine.device), None
+    if machine.compiles if config.compile is None else config.compile:  # before --shard, which takes weights apart
+        at_once = config.batch_size // machine.world.size // config.accumulate
+        compiled = model.compile_blocks(at_once, machine.autocast)
+    training = Training(model, config, machine, len(loaders["train"]))
     if state is not None:
         training.restore(state)
     recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
     recorder.forget_after(training.epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
-    if machine.compiles if config.compile is None else config.compile:
-        at_once = config.batch_size // machine.world.size // config.accumulate
-        recorder.log(model.compile_blocks(at_once, machine.autocast))
+    if compiled:
+        recorder.log(compiled)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     what = f"epochs {training.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
     recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")

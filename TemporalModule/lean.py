@@ -212,17 +212,14 @@ def keep_inputs(module: nn.Module, *inputs: Tensor) -> Tensor | list[Tensor]:
 
 @contextmanager
 def _keep_nothing(again: nn.Module | None = None) -> Iterator[None]:
-    """keep_products does nothing; the second time, BatchNorm does not count the batch once more."""
+    """keep_products does nothing; the second time, BatchNorm's running statistics stay as they were."""
     modules = again.modules() if again is not None else ()
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     before, _here.nothing_kept = _here.nothing_kept, True
-    for norm in norms:
-        norm.momentum = 0.0
     try:
         yield
     finally:
         _here.nothing_kept = before
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-            norm.num_batches_tracked -= 1
+        for buffer, old in statistics:
+            buffer.copy_(old)

@@ -200,6 +200,8 @@ def test_compiled_blocks_compute_the_same_and_no_batch_size_compiles_again(monke
             ours, expected = model.eval()(past), eager.eval()(past)
         assert (ours - expected).norm() <= (5e-2 if bfloat16 else 1e-5) * expected.norm()
         model.train(), eager.train()
+    model.temporal.checkpoint_blocks = True
+    gradients(model, past, future, bfloat16)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
