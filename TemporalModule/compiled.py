@@ -54,8 +54,8 @@ def compile_kinds(
 
 
 def compile_part(part: nn.Module, how: Mapping) -> None:
-    """part.compile(**how), for inputs of any batch: not even where the compiler took the first batch for the only one
-    (Inductor, for sums over few values) is there code for a second one alone."""
+    """part.compile(**how), with every input marked to have any batch: where code for some batches does not fit another
+    (Inductor's, for sums over few values), what is compiled next then fits all others, too."""
     part.compile(**how)
     compiled = part._compiled_call_impl  # left out of copies, as PyTorch's own is
 
