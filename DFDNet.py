@@ -8,8 +8,8 @@ Shapes: B sequences of T past frames of C x H x W pixels; D = hid_S features a f
       decoder     frame by frame; deepest m first, the shallower ones added on the way up
     future (B, T_out, C_out, H, W)
 
-From the encoder's first layer to the decoder's last all lies channels last in memory: so the DFDBs read it, and matrix
-units like it.
+From the encoder's first layer to the decoder's last all lies channels last in memory, on CPUs and compiled: so the
+DFDBs read it, and matrix units like it. (PyTorch's GroupNorm on a GPU, not compiled, turns to channels first.)
 """
 
 import math

@@ -126,7 +126,7 @@ def _gate_in_real_numbers(x: Tensor, threshold: Tensor, cutoff: int, width: floa
     real, imaginary = spectrum.detach().unbind(-1)
     power = real * real + imaginary * imaginary  # (B, N, K)
     gate = (power >= threshold.clamp(min=0).square()).to(x.dtype)
-    if threshold.requires_grad:
+    if threshold.requires_grad and torch.is_grad_enabled():
         soft = torch.sigmoid((power.sqrt() - threshold) / width)
         gate = gate + (soft - soft.detach())  # the value of the hard gate, the slope of the soft one
     low = torch.arange(spectrum.shape[-2], device=x.device) < cutoff
