@@ -202,7 +202,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     """
     machine = prepare(config)
     check_sizes(**{flag: getattr(config, flag) for flag in MODEL_FLAGS if flag != "release"})
-    check_shares(config, machine.world.size)
+    at_once = sequences_at_once(config, machine.world.size)
     if state is not None:
         refuse_changed_flags(vars(config), state["config"], RUN_FLAGS)
     loaders = build_loaders(config, machine, ("train", "val", "test"))  # all: a missing test set shows up now
@@ -213,7 +213,6 @@ def train(config: Config, state: Mapping | None = None) -> None:
         model = synchronise_norms(model, machine.device)
     model, compiled = model.to(machine.device), None
     if machine.compiles if config.compile is None else config.compile:  # before --shard, which takes weights apart
-        at_once = config.batch_size // machine.world.size // config.accumulate
         compiled = model.compile_blocks(at_once, machine.autocast)
     training = Training(model, config, machine, len(loaders["train"]))
     if state is not None:
@@ -234,8 +233,9 @@ def train(config: Config, state: Mapping | None = None) -> None:
     evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine, path))
 
 
-def check_shares(config: Config, processes: int) -> None:
-    """Raise ValueError where a batch does not divide among the processes, or their part of it into --accumulate."""
+def sequences_at_once(config: Config, processes: int) -> int:
+    """How many sequences a process computes at once. Raises ValueError where a batch does not divide among the
+    processes, or their part of it into --accumulate."""
     if config.batch_size % processes:
         raise ValueError(
             f"--batch_size {config.batch_size}: is for all {processes} processes together, and must divide"
@@ -243,6 +243,7 @@ def check_shares(config: Config, processes: int) -> None:
     if config.batch_size // processes % config.accumulate:
         share = f"the {config.batch_size // processes} sequences that a process has of --batch_size {config.batch_size}"
         raise ValueError(f"--accumulate {config.accumulate}: must divide {share}")
+    return config.batch_size // processes // config.accumulate
 
 
 def train_epochs(training: Training, loaders: Mapping[str, DataLoader], recorder: Recorder) -> None:

@@ -12,7 +12,7 @@ from worker import can_shard
 
 from API.checkpoint import load_checkpoint, refuse_changed_flags
 from API.sharding import distribute
-from core import check_shares
+from core import sequences_at_once
 
 WORKER = str(Path(__file__).parent / "worker.py")
 FLAGS = [
@@ -115,8 +115,8 @@ def test_batches_must_divide_among_processes_and_parts():
 
     for batch, accumulate, processes, flag in ((16, 1, 3, "--batch_size 16"), (16, 3, 2, "--accumulate 3")):
         with pytest.raises(ValueError, match=flag):
-            check_shares(SimpleNamespace(batch_size=batch, accumulate=accumulate), processes)
-    check_shares(SimpleNamespace(batch_size=16, accumulate=4), 2)
+            sequences_at_once(SimpleNamespace(batch_size=batch, accumulate=accumulate), processes)
+    assert sequences_at_once(SimpleNamespace(batch_size=16, accumulate=4), 2) == 2
 
 
 def test_one_process_is_the_model_itself():
