@@ -160,7 +160,6 @@ class DFDNet(nn.Module):
         problem = compile_kinds(kinds, autocast, backend)
         if problem:
             return f"warning: compiling failed, going on without ({problem})"
-        self.temporal.compiled = True
         return f"compiled {len(kinds)} kinds of blocks in {time.perf_counter() - began:.0f} s"
 
     @classmethod

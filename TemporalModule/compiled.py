@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .lean import product_dtype
+
 
 class Kind(NamedTuple):
     """Parts that differ in their weights alone, and an input (B, C, H, W) of the usual B, for which code is best."""
@@ -39,8 +41,7 @@ def compile_kinds(
             trial = copy.deepcopy(kind.parts[0])
             compile_part(trial, how)
             for train in (True, False):
-                with autocast():
-                    x = as_compiled_for(kind.example).detach().requires_grad_(train)
+                x = kind.example.detach().requires_grad_(train)
                 with autocast(), torch.set_grad_enabled(train):
                     y = trial.train(train)(x)
                 if train:
@@ -54,12 +55,13 @@ def compile_kinds(
 
 
 def compile_part(part: nn.Module, how: Mapping) -> None:
-    """part.compile(**how), with every input marked to have any batch: where code for some batches does not fit another
-    (Inductor's, for sums over few values), what is compiled next then fits all others, too."""
+    """part.compile(**how), with every input in one precision and layout, and marked to have any batch: where code for
+    some batches does not fit another (Inductor's, for sums over few values), what is compiled next fits all others."""
     part.compile(**how)
     compiled = part._compiled_call_impl  # left out of copies, as PyTorch's own is
 
     def call(x: Tensor) -> Tensor:
+        x = as_compiled_for(x)
         torch._dynamo.maybe_mark_dynamic(x, 0)
         return compiled(x)
 
@@ -68,6 +70,4 @@ def compile_part(part: nn.Module, how: Mapping) -> None:
 
 def as_compiled_for(x: Tensor) -> Tensor:
     """x (B, C, H, W) in the precision and layout of a convolution's or DFDB's result, which parts are compiled for."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+    return x.to(product_dtype(x)).contiguous(memory_format=torch.channels_last)

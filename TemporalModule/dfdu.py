@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .gate import is_closed, spectral_gate
-from .lean import Linear
+from .gate import is_closed, power_of, spectral_gate
+from .lean import Linear, product_dtype
 
 # Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
 # magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
@@ -50,11 +50,9 @@ class ThresholdFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.matrices is not None:
             return self.by_matrices(x)
-        device, dtype = x.device.type, None
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):  # there is no bfloat16 FFT
-            x = x if x.dtype == torch.float64 else x.float()
+        x = x if x.dtype == torch.float64 else x.float()
+        dtype = product_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
             if self.watch is not None:
                 self.watch.append(self.removed(x))
             threshold = self.threshold.flatten().to(x.dtype)
@@ -85,15 +83,14 @@ class ThresholdFilter(nn.Module):
         real, imaginary = x @ to_real, x @ to_imaginary
         low = torch.arange(self.length // 2 + 1, device=x.device) < self.cutoff
         power = real * real + imaginary * imaginary
-        closed = power < self.threshold.flatten().clamp(min=0).square().unsqueeze(-1)
-        gate = (low | ~closed).to(x.dtype)
+        gate = (low | ~is_closed(power, self.threshold.flatten())).to(x.dtype)
         return (gate * real) @ from_real + (gate * imaginary) @ from_imaginary
 
     @torch.no_grad()
     def removed(self, x: Tensor) -> Tensor:
         """Fraction of the high-frequency bins of x (B, N, L) that the gate closes; a scalar on x's device."""
         high = torch.fft.rfft(x, norm="ortho")[..., self.cutoff :]
-        closed = is_closed(high, self.threshold.flatten())
+        closed = is_closed(power_of(high), self.threshold.flatten())
         return closed.float().mean() if closed.numel() else closed.new_zeros((), dtype=torch.float32)
 
     def extra_repr(self) -> str:

@@ -20,14 +20,14 @@ from torch import Tensor
 from .lean import once
 
 
-def spectral_gate(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype: torch.dtype | None = None) -> Tensor:
+def spectral_gate(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype: torch.dtype) -> Tensor:
     """x (B, N, L), threshold (N,) -> (B, N, ceil(L / 2)), the even samples of the filtered signals.
 
     cutoff: the first high bin, at least 1: the mean always passes. dtype: what a compiler may round the result to, as
     what reads it will.
     """
     if torch.compiler.is_dynamo_compiling():
-        return _gate_in_real_numbers(x, threshold, cutoff, width, dtype or x.dtype)
+        return _gate_in_real_numbers(x, threshold, cutoff, width, dtype)
     y, closed = once(lambda: _gate(x, threshold, cutoff), 2)
     return _Gate.apply(x, threshold, y, closed, cutoff, width)
 
@@ -55,7 +55,7 @@ def _gate(x: Tensor, threshold: Tensor, cutoff: int) -> tuple[Tensor, Tensor]:
     """The result, and where the gate is closed: (B, N, high bins)."""
     spectrum = torch.fft.rfft(x, norm="ortho")
     high = spectrum[..., cutoff:]
-    closed = is_closed(high, threshold)
+    closed = is_closed(power_of(high), threshold)
     high.masked_fill_(closed, 0)
     return _even_samples(spectrum, x.shape[-1]), closed
 
@@ -70,7 +70,7 @@ def _gate_backward(
     threshold_grad = None
     if learn:
         high = torch.fft.rfft(x, norm="ortho")[..., cutoff:]
-        soft = torch.sigmoid((_power(high).sqrt_() - threshold.unsqueeze(-1)).div_(width))
+        soft = torch.sigmoid((power_of(high).sqrt_() - threshold.unsqueeze(-1)).div_(width))
         through_gate = _inner(spectrum_grad[..., cutoff:], high).mul_(soft).mul_(soft.sub_(1))
         if length % 2 == 0 and through_gate.shape[-1]:
             through_gate[..., -1] *= 0.5  # the Nyquist bin has no mirror image
@@ -79,12 +79,12 @@ def _gate_backward(
     return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad
 
 
-def is_closed(high: Tensor, threshold: Tensor) -> Tensor:
-    """Where the gate is closed: high bins (B, N, K), complex, against thresholds (N,)."""
-    return _power(high) < threshold.clamp(min=0).square().unsqueeze(-1)
+def is_closed(power: Tensor, threshold: Tensor) -> Tensor:
+    """Where the gate is closed: |X|^2 of high bins (B, N, K) against thresholds (N,)."""
+    return power < threshold.clamp(min=0).square().unsqueeze(-1)
 
 
-def _power(spectrum: Tensor) -> Tensor:
+def power_of(spectrum: Tensor) -> Tensor:
     """|X|^2 without the square root of abs()."""
     return _inner(spectrum, spectrum)
 
@@ -121,13 +121,13 @@ def _even_samples_adjoint(grad: Tensor, length: int) -> Tensor:
 
 def _gate_in_real_numbers(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype: torch.dtype) -> Tensor:
     """The same out of operators whose gradients PyTorch knows."""
-    length, threshold = x.shape[-1], threshold.unsqueeze(-1)
+    length = x.shape[-1]
     spectrum = rfft(x)  # (B, N, K, 2)
     real, imaginary = spectrum.detach().unbind(-1)
     power = real * real + imaginary * imaginary  # (B, N, K)
-    gate = (power >= threshold.clamp(min=0).square()).to(x.dtype)
+    gate = (~is_closed(power, threshold)).to(x.dtype)
     if threshold.requires_grad and torch.is_grad_enabled():
-        soft = torch.sigmoid((power.sqrt() - threshold) / width)
+        soft = torch.sigmoid((power.sqrt() - threshold.unsqueeze(-1)) / width)
         gate = gate + (soft - soft.detach())  # the value of the hard gate, the slope of the soft one
     low = torch.arange(spectrum.shape[-2], device=x.device) < cutoff
     spectrum = spectrum * torch.where(low, 1.0, gate).unsqueeze(-1)

@@ -39,9 +39,10 @@ class _Here(threading.local):
 _here = _Here()
 
 
-def current_tape() -> Tape | None:
-    """The tape of the function that is running, if any. A compiler has none."""
-    return None if torch.compiler.is_compiling() else _here.tape
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The precision in which matrix products of x are computed here: autocast's, or x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 @contextmanager
@@ -113,7 +114,7 @@ _compiled_contexts = functools.partial(create_selective_checkpoint_contexts, _wh
 
 def once(compute: Callable[[], Sequence[Tensor]], count: int) -> Sequence[Tensor]:
     """compute()'s count results, without their graph and noted on the tape; read off it the second time."""
-    tape = current_tape()
+    tape = _here.tape
     if tape is not None and tape.again:
         return tape.read(count)
     with torch.no_grad():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .compiled import Kind, as_compiled_for
+from .compiled import Kind
 from .dfdu import DFDU, ThresholdFilter
 from .lean import ConvTranspose2d, keep_inputs, keep_products
 from .stau import STAU
@@ -120,7 +120,6 @@ class TemporalModule(nn.Module):
         )
         self.unstem_first = Unstem(channels)
         self.sizes = sizes
-        self.compiled = False  # the DFDBs
         self.checkpoint_blocks = False  # keep nothing but the blocks' inputs for backward
 
     def kinds(self, sequences: int) -> list[Kind]:
@@ -146,8 +145,6 @@ class TemporalModule(nn.Module):
         for stage, x in zip(
             self.stages, (call(self.stem_first, first), *middle, call(self.stem_last, last)), strict=True
         ):
-            if self.compiled:
-                x = as_compiled_for(x)
             for block in stage:
                 x = call(block, x)
             predicted.append(x)

@@ -61,7 +61,7 @@ def test_threshold_gradient_is_the_analytic_one_of_the_surrogate(L, COF):
 def test_feature_gradient_is_the_numerical_one_between_gate_flips(L):
     x = torch.randn(2, 3, L, dtype=torch.float64, requires_grad=True)
     threshold = torch.full((3,), 0.4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: spectral_gate(x, threshold, 2, WIDTH), x, eps=1e-7)
+    assert torch.autograd.gradcheck(lambda x: spectral_gate(x, threshold, 2, WIDTH, x.dtype), x, eps=1e-7)
 
 
 @pytest.mark.parametrize("L", [2, 7, 8, 9, 10, 12, 30])
@@ -70,7 +70,7 @@ def test_feature_gradient_is_the_numerical_one_between_gate_flips(L):
 def test_what_a_compiler_gets_is_the_gate_in_real_numbers(L, cutoff, alpha):
     x = torch.randn(2, 3, L, dtype=torch.float64, requires_grad=True)
     threshold = torch.full((3,), alpha, dtype=torch.float64, requires_grad=True)
-    expected = spectral_gate(x, threshold, cutoff, WIDTH)
+    expected = spectral_gate(x, threshold, cutoff, WIDTH, x.dtype)
     ours = _gate_in_real_numbers(x, threshold, cutoff, WIDTH, torch.float64)
     assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
     grad = torch.randn_like(expected)
