@@ -9,6 +9,7 @@ from .compiled import Kind
 from .dfdu import DFDU, ThresholdFilter
 from .lean import ConvTranspose2d, keep_inputs, keep_products
 from .stau import STAU
+from .winograd import Conv3x3, ConvTranspose3x3
 
 SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
 RESIDUAL_FROM = 4  # a stage of at least so many DFDBs adds each one's input to its output
@@ -72,9 +73,9 @@ class Stem(nn.Sequential):
     def __init__(self, channels: int, stride: int) -> None:
         half = channels // 2
         super().__init__(
-            nn.Conv2d(channels, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
+            Conv3x3(channels, half), nn.BatchNorm2d(half), nn.ReLU(),
             nn.BatchNorm2d(half), nn.ReLU(),
-            nn.Conv2d(half, channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
+            Conv3x3(half, channels, stride), nn.BatchNorm2d(channels), nn.ReLU(),
         )  # fmt: skip
         for conv in (self[0], self[5]):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -86,7 +87,7 @@ class Unstem(nn.Sequential):
     def __init__(self, channels: int) -> None:
         half = channels // 2
         super().__init__(
-            ConvTranspose2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            ConvTranspose3x3(channels, half), nn.BatchNorm2d(half), nn.ReLU(),
             ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
         )  # fmt: skip
 
