@@ -485,8 +485,8 @@ def data(config: Config) -> None:
 
 def summary(config: Config) -> None:
     """Print the model, what it costs, and whether this machine has the memory to train it."""
-    device = choose_device(config.device, config.gpu)
+    at_once, device = sequences_at_once(config, 1), choose_device(config.device, config.gpu)
     model = build_model(config)
     bfloat16 = choose_precision(config.precision, device) == "bf16"
     cost = costs(lambda: build_model(config), config.in_shape, bfloat16)
-    print(model, cost_table(model, cost, config.batch_size // config.accumulate, free_memory(device)), sep="\n")
+    print(model, cost_table(model, cost, at_once, free_memory(device)), sep="\n")

@@ -292,6 +292,8 @@ def test_a_batch_computed_in_parts_is_the_batch(start):
     assert (weights[0] - weights[1]).norm() <= 1e-7 * weights[0].norm()
     with pytest.raises(ValueError, match="--accumulate 3: must divide"):
         start("--epochs", "1", "--accumulate", "3")
+    with pytest.raises(ValueError, match="--accumulate 3: must divide"):
+        main.run(["summary", "--dataname", "digits", "--accumulate", "3"])
 
 
 def test_a_release_checkpoint_is_tested_and_can_start_a_run(start, golden, tmp_path):
