@@ -16,6 +16,7 @@ from .writers import check_output
 
 KINDS = (".pt2", ".onnx", ".safetensors")
 TOLERANCE = 1e-4
+ENDS = torch.tensor(0.0), torch.tensor(1.0)  # of the values of pixels
 TESTED = "2.15"  # a PyTorch whose exporters manage it; 2.6 does not
 
 
@@ -28,18 +29,22 @@ def write_export(
         save_safetensors(model.state_dict(), config, path)
         return f"{path}: the weights, with the flags as metadata; every --ckpt takes it"
     deviation = export_model(model, tuple(in_shape), path, without_fft)
-    return f"{path}: past (B, {', '.join(map(str, in_shape))}) -> future, any B; deviates by {deviation:.1e} at most"
+    why = " (as rounding moves the model itself)" if deviation > TOLERANCE else ""
+    shape = ", ".join(map(str, in_shape))
+    return f"{path}: past (B, {shape}) -> future, any B; deviates by {deviation:.1e} at most{why}"
 
 
 def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, without_fft: Callable[[], None]) -> float:
     """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns the largest deviation seen.
 
     without_fft: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where what was
-    written deviates by more than 1e-4.
+    written deviates by more than 1e-4, and by more than rounding does to the model itself.
     """
     model = model.eval().requires_grad_(False)
-    example, others = torch.rand(2, *in_shape), [torch.rand(b, *in_shape) for b in (1, 3)]
-    expected = [model(past) for past in (example, *others)]
+    inputs = [torch.rand(b, *in_shape) for b in (2, 1, 3)]
+    expected = [model(past) for past in inputs]
+    allowed = max(TOLERANCE, 2 * rounding(model, inputs, expected))
+    example = inputs[0]
     partial = path.with_name(f".partial.{path.name}")
     try:
         if path.suffix == ".onnx":
@@ -53,13 +58,23 @@ def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, withou
         except Exception as error:  # exporters fail in many ways, the older the more
             known = f"PyTorch {torch.__version__} cannot export it ({type(error).__name__}); {TESTED} is known to"
             raise ValueError(f"--output {path}: {known}") from error
-        deviation = max((run(p) - e).abs().max().item() for p, e in zip((example, *others), expected))
-        if not deviation <= TOLERANCE:
+        deviation = max((run(p) - e).abs().max().item() for p, e in zip(inputs, expected))
+        if not deviation <= allowed:
             raise ValueError(f"--output {path}: what was exported deviates by {deviation:.2g} from the model; not kept")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return deviation
+
+
+def rounding(model: nn.Module, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest change in what model predicts where the last bit of its inputs changes.
+
+    Next to nothing for small models. In larger ones some bin is always so near its threshold that rounding opens or
+    closes the gate, here and in any other program.
+    """
+    changed = [(model(past.nextafter(end)) - y).abs().max() for past, y in zip(inputs, expected) for end in ENDS]
+    return torch.stack(changed).max().item()
 
 
 def export_program(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:

@@ -8,7 +8,7 @@ from PIL import Image
 import core
 import main
 from API import digits
-from API.export import TESTED, export_model, load_safetensors
+from API.export import TESTED, export_model, load_safetensors, write_export
 from DFDNet import DFDNet
 
 SMALL = dict(
@@ -98,6 +98,29 @@ def test_what_deviates_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="deviates"):
         export_model(Doubling(), (2, 1, 4, 4), tmp_path / "model.onnx", lambda: None)
     assert not list(tmp_path.iterdir())
+
+
+class OnEdge(torch.nn.Module):
+    """Rounding alone moves what it gives by a hundredth."""
+
+    def forward(self, past):
+        return past + 0.01 * (past * 2**24 % 2 >= 1)
+
+
+@pytest.mark.parametrize(("off", "kept"), [(0.01, True), (0.05, False)])
+def test_what_rounding_does_to_the_model_itself_is_allowed_and_no_more(off, kept, tmp_path, monkeypatch):
+    def export_program(model, example, path):
+        path.touch()
+        return lambda past: model(past) + off
+
+    monkeypatch.setattr("API.export.export_program", export_program)
+    path = tmp_path / "model.pt2"
+    if kept:
+        assert "as rounding moves the model itself" in write_export(OnEdge(), (2, 1, 4, 4), {}, path, lambda: None)
+    else:
+        with pytest.raises(ValueError, match="deviates by 0"):
+            export_model(OnEdge(), (2, 1, 4, 4), path, lambda: None)
+    assert path.exists() == kept
 
 
 def test_safetensors_hold_weights_and_flags_and_every_ckpt_takes_them(run, monkeypatch, capsys):
