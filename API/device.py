@@ -118,8 +118,7 @@ def free_memory(device: torch.device) -> int | None:
 def describe_failure(error: RuntimeError) -> str | None:
     """What to tell the user of a failure that is not our code's: memory ran out, or another process is gone."""
     text = str(error)
-    short = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-    if isinstance(error, short) or "DefaultCPUAllocator" in text or "not enough memory" in text:
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text:
         return (
             "out of memory: compute the batch in parts (--accumulate 2, 4, …), keep less (--checkpoint_blocks, "
             "--precision bf16), or lower --batch_size; `summary` predicts what a run takes"

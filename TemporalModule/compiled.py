@@ -27,8 +27,6 @@ def compile_kinds(
     Tried out on copies first, forward and backward; where that fails all parts stay as they are. autocast: the context
     they will run in; backend: of torch.compile.
     """
-    if torch.__version__ < (2, 5):  # so that parts share code; later that goes without saying
-        torch._dynamo.config.inline_inbuilt_nn_modules = True
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # for the kinds of one class
     # It says to have nothing that works in place in what is computed again. There is nothing.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)

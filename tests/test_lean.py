@@ -144,7 +144,6 @@ def test_matrix_products_are_computed_once_or_where_inputs_alone_are_kept_twice(
     assert step.convolution == times * forward.convolution - unneeded > 0
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 5), reason="the counter of PyTorch 2.4 trips over custom functions")
 @pytest.mark.parametrize("way", ["products", "inputs"])
 def test_pytorch_s_counter_of_operations_counts_a_training_step(monkeypatch, way):
     model, past, future = make(monkeypatch, way), torch.rand(2, 4, 1, 32, 32), torch.rand(2, 4, 1, 32, 32)
