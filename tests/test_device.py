@@ -20,7 +20,7 @@ def faults():
 
 if {keep}:
     keep_freed_memory()
-print([faults() for _ in range(6)])
+print([faults() for _ in range(20)])
 """
 
 
