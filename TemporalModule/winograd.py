@@ -88,10 +88,10 @@ class _Winograd(torch.autograd.Function):
         """The transpose of every step, the last one first."""
         x, weight = ctx.saved_tensors
         of_kernel, of_tile, interpolation = matrices(x.dtype)
+        B, C, H, W = x.shape
         x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
         kernels = _kernels_at_points(weight)  # (36, O, C)
-        to_kernels = x.new_zeros(kernels.shape)
-        to_x = torch.zeros_like(_padded(x))
+        to_kernels, to_x = x.new_zeros(kernels.shape), x.new_zeros(B, H + 2, W + 2, C)  # of x with its padding
         for x_part, grad_part, to_x_part in _portions(x, grad, to_x):
             to_products = _at_points(interpolation.T, _tiles(grad_part, TILE))  # (36, tiles, O)
             values = _at_points(of_tile, _tiles(_padded(x_part), REACH))  # (36, tiles, C)

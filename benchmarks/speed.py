@@ -195,7 +195,7 @@ def fits(work: Callable[..., object], *args: object) -> bool:
     """Whether work(*args) runs in the memory there is."""
     try:
         work(*args)
-    except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:
         if "memory" not in str(error):
             raise
         torch.cuda.empty_cache()

@@ -14,12 +14,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-def value_and_gradients(function, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    """Of function(*inputs), for a gradient that is always the same."""
+def value_and_gradients(function, *inputs: torch.Tensor, parameters=()) -> list[torch.Tensor]:
+    """Of function(*inputs), for inputs and parameters and a gradient that is always the same."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     y = function(*inputs)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad(y, inputs, grad)]
+    return [y.detach(), *torch.autograd.grad(y, [*inputs, *parameters], grad)]
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 5, 8, 20), (2, 4, 16, 12)])
@@ -59,13 +59,9 @@ def test_layers_compute_what_pytorchs_do_with_the_same_weights(layer, plain):
     theirs.load_state_dict(ours.state_dict())  # the same names and shapes
     x = torch.randn(2, 160, 32, 32)
     assert pays(x, ours)
-
-    def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-        x = x.clone().requires_grad_()
-        y = model(x)
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
-
-    for found, true in zip(gradients(ours, x), gradients(theirs.double(), x.double()), strict=True):
+    found_all = value_and_gradients(ours, x, parameters=ours.parameters())
+    true_all = value_and_gradients(theirs.double(), x.double(), parameters=theirs.parameters())
+    for found, true in zip(found_all, true_all, strict=True):
         assert found.shape == true.shape
         assert relative(found, true) < 5e-6
 
