@@ -343,6 +343,4 @@ def explain_failure(error: Exception) -> str | None:
 
 if __name__ == "__main__":
     code = main()
-    if code in (0, RESUME_ME):
-        leave()
-    sys.exit(code)
+    leave(code, well=code in (0, RESUME_ME))

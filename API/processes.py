@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 
 def processes() -> int:
@@ -19,10 +20,17 @@ def starts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def leave() -> None:
-    """Say goodbye to the other processes, at the end of a run that went well."""
-    if processes() > 1 and "torch" in sys.modules:
-        import torch.distributed as dist
+def leave(code: int, well: bool = True) -> NoReturn:
+    """End this process with an exit code; after a run that went well, say goodbye to the others.
 
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    One of several is ended without shutting Python down: a thread of Gloo that lets go of a tensor meanwhile aborts it.
+    """
+    if processes() == 1 or "torch" not in sys.modules:
+        sys.exit(code)
+    import torch.distributed as dist
+
+    if well and dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

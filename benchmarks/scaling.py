@@ -35,8 +35,8 @@ GRADIENT_BYTES = 4 * 149_145_513
 INSIDE, BETWEEN, NODE = 450e9, 50e9, 8
 
 
-def measure(batch: int, precision: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of training steps of this process, by way; rounds of one step of each way in turn."""
+def measure(batch: int, precision: str, rounds: int) -> None:
+    """Print the seconds of training steps of the first process, by way; rounds of one step of each way in turn."""
     machine = Machine("auto", 0, precision, 1, False)
     world, device = machine.world, machine.device
     past, future = (torch.rand(batch, 10, 1, 64, 64, device=device) for _ in range(2))
@@ -74,12 +74,10 @@ def measure(batch: int, precision: str, rounds: int) -> dict[str, list[float]]:
                 seconds[way].append(time.perf_counter() - began)
     if world.main:
         print("RESULT " + json.dumps(seconds), flush=True)
-    leave()
-    return seconds
 
 
 def launch(processes: int, args: argparse.Namespace) -> dict[str, list[float]]:
-    """measure in so many processes."""
+    """What measure prints in so many processes."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -119,7 +117,7 @@ def run() -> None:
     args = parser.parse_args()
     if args.measure:
         measure(args.batch_size, args.precision, args.rounds)
-        return
+        leave(0)
     if args.estimate:
         for row in estimate(args.estimate, args.batch_size):
             exchange = f"gradients in {row['bits']} bits: exchange {row['communication'] * 1e3:6.1f} ms"

@@ -128,3 +128,21 @@ def test_one_process_is_the_model_itself():
     assert world.any(True, False) == [True, False]
     with pytest.raises(ValueError, match="--lr"):  # what else must not change is as with one process
         refuse_changed_flags({"lr": 1}, {"lr": 2}, ["lr"])
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_one_process_of_several_ends_with_all_said_and_python_not_shut_down(code):
+    script = (
+        "import atexit, torch; from API.processes import leave; atexit.register(print, 'shut down');"
+        f" print('said', end=''); leave({code}, well={code != 2})"
+    )
+    for processes, expected in ((1, "saidshut down\n"), (2, "said")):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"WORLD_SIZE": str(processes)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout) == (code, expected), done.stderr

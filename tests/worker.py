@@ -142,6 +142,4 @@ def compare(output: str) -> int:
 
 if __name__ == "__main__":
     code = compare(sys.argv[2]) if sys.argv[1] == "--compare" else command_line(sys.argv[1:])
-    if code in (0, 75):
-        leave()
-    sys.exit(code)
+    leave(code, well=code in (0, 75))
