@@ -4,9 +4,9 @@
     backward  x gets the exact gradient of that linear map, the gate held fixed. The threshold gets the gradient it
               would have if the gate were g = sigmoid((|X| - threshold) / width): dg / d threshold = -g (1 - g) / width.
 
-All Fourier transforms are orthonormal. For even L the samples that would be thrown away are never computed: y[::2] is
-the inverse FFT of half the length of the folded spectrum X[k] + conj(X[L/2 - k]). Backward keeps x and takes its
-spectrum again: no complex tensor is kept.
+In effect all Fourier transforms are orthonormal. For even L the samples that would be thrown away are never computed:
+y[::2] is the inverse FFT of half the length of the folded spectrum X[k] + conj(X[L/2 - k]). Backward keeps x and takes
+its spectrum again: no complex tensor is kept.
 
 It is written twice. In complex numbers, where every operator runs by itself; and in real ones for a compiler, which
 knows no complex numbers, but makes one kernel of all that lies between two Fourier transforms.
@@ -122,30 +122,36 @@ def _even_samples_adjoint(grad: Tensor, length: int) -> Tensor:
 def _gate_in_real_numbers(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype: torch.dtype) -> Tensor:
     """The same out of operators whose gradients PyTorch knows."""
     length = x.shape[-1]
-    spectrum = rfft(x)  # (B, N, K, 2)
-    real, imaginary = spectrum.detach().unbind(-1)
-    power = real * real + imaginary * imaginary  # (B, N, K)
+    scale = length**-0.5
+    spectrum = rfft(x) * scale  # (B, N, K, 2)
+    # Number by number, so that backward is one kernel: what is common to the two numbers of a bin is computed twice,
+    # and a threshold's gradient is summed sequence by sequence, then over all.
+    squares = spectrum.detach().square()
+    power = (squares + squares.flip(-1)).flatten(-2)  # (B, N, 2 K)
+    threshold = threshold.expand(len(x), -1)
     gate = (~is_closed(power, threshold)).to(x.dtype)
     if threshold.requires_grad and torch.is_grad_enabled():
         soft = torch.sigmoid((power.sqrt() - threshold.unsqueeze(-1)) / width)
         gate = gate + (soft - soft.detach())  # the value of the hard gate, the slope of the soft one
-    low = torch.arange(spectrum.shape[-2], device=x.device) < cutoff
-    spectrum = spectrum * torch.where(low, 1.0, gate).unsqueeze(-1)
+    low = torch.arange(power.shape[-1], device=x.device) < 2 * cutoff
+    spectrum = spectrum * torch.where(low, 1.0, gate).view_as(spectrum)
     if length % 2:
-        return irfft(spectrum, length, dtype)[..., ::2]
+        return irfft(spectrum * scale, length, dtype)[..., ::2]
     half = length // 2
     conjugate = 1 - 2 * torch.arange(2, device=x.device)  # 1, -1
     back = spectrum[..., half - half // 2 :, :].flip(-2) * conjugate
-    return irfft((spectrum[..., : half // 2 + 1, :] + back) * math.sqrt(0.5), half, dtype)
+    return irfft((spectrum[..., : half // 2 + 1, :] + back) * scale, half, dtype)
 
 
+# Neither transform is normalised: on a GPU that is a pass of its own through memory, while a factor before or after is
+# no work for a compiler.
 @torch.library.custom_op("dfdnet::rfft", mutates_args=())
 def rfft(x: Tensor) -> Tensor:
     """The spectrum of real signals in real numbers: (…, L) -> (…, L // 2 + 1, 2), real and imaginary parts.
 
     One operator to PyTorch, so that a compiler leaves it whole.
     """
-    return torch.view_as_real(torch.fft.rfft(x.contiguous(), norm="ortho"))
+    return torch.view_as_real(torch.fft.rfft(x.contiguous()))
 
 
 @rfft.register_fake
@@ -155,8 +161,8 @@ def _(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("dfdnet::irfft", mutates_args=())
 def irfft(spectrum: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """Its inverse: (…, length // 2 + 1, 2) -> (…, length), rounded to dtype."""
-    return torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), n=length, norm="ortho").to(dtype)
+    """Its inverse times length: (…, length // 2 + 1, 2) -> (…, length), rounded to dtype."""
+    return torch.fft.irfft(torch.view_as_complex(spectrum.contiguous()), n=length, norm="forward").to(dtype)
 
 
 @irfft.register_fake
