@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .gate import is_closed, power_of, spectral_gate
-from .lean import Linear, product_dtype
+from .lean import Linear, at_least_float32, product_dtype
 
 # Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
 # magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
@@ -50,7 +50,7 @@ class ThresholdFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.matrices is not None:
             return self.by_matrices(x)
-        x = x if x.dtype == torch.float64 else x.float()
+        x = at_least_float32(x)
         dtype = product_dtype(x)
         with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
             if self.watch is not None:

@@ -45,6 +45,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is where that is more: for norms, activations and Fourier transforms."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @contextmanager
 def _with(tape: Tape) -> Iterator[None]:
     before, _here.tape = _here.tape, tape

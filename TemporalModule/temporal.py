@@ -7,12 +7,19 @@ from torch import Tensor, nn
 
 from .compiled import Kind
 from .dfdu import DFDU, ThresholdFilter
-from .lean import ConvTranspose2d, keep_inputs, keep_products
+from .lean import ConvTranspose2d, at_least_float32, keep_inputs, keep_products
 from .stau import STAU
 from .winograd import Conv3x3, ConvTranspose3x3
 
 SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
 RESIDUAL_FROM = 4  # a stage of at least so many DFDBs adds each one's input to its output
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm in float32 at least, as autocast has it on a GPU; the result in x's precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(at_least_float32(x)).to(x.dtype)
 
 
 class Branch(nn.Module):
@@ -23,15 +30,14 @@ class Branch(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int, segments: int, COF: float, release: bool) -> None:
         super().__init__()
-        self.norm_stau = nn.LayerNorm(channels)
+        self.norm_stau = LayerNorm(channels)
         self.stau = STAU(channels)
-        self.norm_dfdu = self.norm_stau if release else nn.LayerNorm(channels)
+        self.norm_dfdu = self.norm_stau if release else LayerNorm(channels)
         self.dfdu = DFDU(channels, height, width, segments, COF, release)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Back in x's precision, as on a CPU: on a GPU autocast makes norms, and with them all that follows, float32.
-        x = x + self.stau(self.norm_stau(x).to(x.dtype))
-        return x + self.dfdu(self.norm_dfdu(x).to(x.dtype))
+        x = x + self.stau(self.norm_stau(x))
+        return x + self.dfdu(self.norm_dfdu(x))
 
 
 class DFDB(nn.Module):
