@@ -145,7 +145,8 @@ class DFDNet(nn.Module):
         autocast: Callable[[], AbstractContextManager] = nullcontext,
         backend: str | Callable = "inductor",
     ) -> str:
-        """Compile what repeats: the DFDBs, and what follows a convolution in encoder and decoder.
+        """Compile what repeats: the DFDBs, and what follows a convolution in encoder and decoder. In evaluation mode
+        not to train.
 
         sequences: how many there will usually be at once; others work, too. autocast: the context they will run in;
         backend: of torch.compile. Returns a line that says how it went; where it failed all stay as they are.

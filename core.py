@@ -229,7 +229,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     if machine.world.main:
         visualize.training_curves(recorder.history(), recorder.figures / "training.png")
     path = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
-    model = load_weights(build_model(config), config, load_checkpoint(path), str(path)).to(machine.device)
+    model = machine.to_predict(load_weights(build_model(config), config, load_checkpoint(path), str(path)))
     evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine, path))
 
 
@@ -401,10 +401,11 @@ def validate(
 # Using a checkpoint -------------------------------------------------------------------------------------------------
 
 
-def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
-    """The checkpoint's model, ready to predict."""
+def trained(config: Config, state: Mapping, exact: bool = False) -> tuple[Machine, DFDNet]:
+    """The checkpoint's model, to predict with; exact: with its weights as they are, whatever the precision."""
     machine = prepare(config)
-    model = load_weights(build_model(config), config, state, config.ckpt).to(machine.device).eval()
+    model = load_weights(build_model(config), config, state, config.ckpt)
+    model = model.to(machine.device).eval() if exact else machine.to_predict(model)
     if config.compile:  # asked for: for a few batches it takes longer than it saves
         print(model.compile_blocks(config.val_batch_size, machine.autocast))
     return machine, model
@@ -414,7 +415,7 @@ def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str 
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
     config, state = settle_flags({}, {}, str(checkpoint))
     machine = Machine(device, 0, precision, config.seed, False)
-    model = load_weights(build_model(config), config, state, str(checkpoint)).to(machine.device).eval()
+    model = machine.to_predict(load_weights(build_model(config), config, state, str(checkpoint)))
     return Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
 
 
@@ -448,7 +449,7 @@ def predict(config: Config, state: Mapping) -> None:
 @torch.no_grad()
 def explain(config: Config, state: Mapping) -> None:
     """Draw what the filters do to the first test sequences, and predict with and without them."""
-    machine, model = trained(config, state)
+    machine, model = trained(config, state, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     predicted = {}
@@ -461,7 +462,7 @@ def explain(config: Config, state: Mapping) -> None:
 def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
     config.device = "cpu"
-    _, model = trained(config, state)
+    _, model = trained(config, state, exact=True)
     print(write_export(model, config.in_shape, vars(config), Path(config.output), model.temporal.use_matrices))
 
 

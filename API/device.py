@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .distributed import World
@@ -76,6 +76,12 @@ class Machine:
         """bfloat16 where that is the precision, else nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def to_predict(self, model: nn.Module) -> nn.Module:
+        """The model on the device, to predict and never to learn again: see round_weights."""
+        if self.precision == "bf16":
+            round_weights(model)
+        return model.to(self.device).eval()
+
     def move(self, batch: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """The batch on the device, without waiting for the copy."""
         return tuple(x.to(self.device, non_blocking=True) for x in batch)
@@ -83,6 +89,17 @@ class Machine:
     def __str__(self) -> str:
         processes = f", {self.world.size} processes" if self.world.size > 1 else ""
         return f"{self.device} in {self.precision}{processes}"
+
+
+def round_weights(model: nn.Module) -> None:
+    """Round the weights of model's matrix products and convolutions to bfloat16, for good.
+
+    The predictions are the same to the bit: autocast rounds float32 weights anew at every call, which moves 900 MB for
+    the Moving MNIST model. And it takes half the memory.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(torch.bfloat16)
 
 
 def keep_freed_memory() -> None:

@@ -22,7 +22,8 @@ class Kind(NamedTuple):
 def compile_kinds(
     kinds: Sequence[Kind], autocast: Callable[[], AbstractContextManager], backend: str | Callable
 ) -> str | None:
-    """Compile every part, to train and to predict with batches of any size. Returns None, or why it failed.
+    """Compile every part, for batches of any size; to train and to predict, or in evaluation mode to predict alone.
+    Returns None, or why it failed.
 
     Tried out on copies first, forward and backward; where that fails all parts stay as they are. autocast: the context
     they will run in; backend: of torch.compile.
@@ -38,7 +39,7 @@ def compile_kinds(
         for kind in kinds:
             trial = copy.deepcopy(kind.parts[0])
             compile_part(trial, how)
-            for train in (True, False):
+            for train in (True, False) if trial.training else (False,):
                 x = kind.example.detach().requires_grad_(train)
                 with autocast(), torch.set_grad_enabled(train):
                     y = trial.train(train)(x)

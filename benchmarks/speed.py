@@ -73,11 +73,11 @@ def make_subjects(
     subjects = {kind: Subject(copy.deepcopy(model), WeightedFrequencyLoss(10, 64, 64), kind, device) for kind in kinds}
     said = {}
     for kind in kinds if compiled else ():
-        blocks = copy.deepcopy(model).to(device)
-        with precision(kind, device) as autocast:
-            said[kind] = blocks.compile_blocks(size, lambda autocast=autocast: autocast)
+        criterion = WeightedFrequencyLoss(10, 64, 64)
+        subject = Subject(copy.deepcopy(model), criterion, kind, device, compile_for=size)
+        said[kind] = subject.said
         print(f"{kind}: {said[kind]}", flush=True)
-        subjects[f"{kind} compiled"] = Subject(blocks, WeightedFrequencyLoss(10, 64, 64), kind, device)
+        subjects[f"{kind} compiled"] = subject
     return subjects, said
 
 
@@ -239,9 +239,8 @@ def print_peak(device: str, kind: str, batch: int) -> None:
     """That process: three training steps as main.py takes them, compiled where that is the default; bytes on standard
     output."""
     machine = Machine(device, 0, kind, 1, False)
-    subject = Subject(DFDNet(), WeightedFrequencyLoss(10, 64, 64), kind, machine.device)
-    if machine.compiles:
-        subject.model.compile_blocks(batch, machine.autocast)
+    compile_for = batch if machine.compiles else None
+    subject = Subject(DFDNet(), WeightedFrequencyLoss(10, 64, 64), kind, machine.device, compile_for=compile_for)
     for _ in range(3):
         subject.train(*random_batch(batch, machine.device))
     if machine.device.type == "cuda":

@@ -1,5 +1,7 @@
 """What benchmarks/speed.py times: the product's model in every precision, and the yardstick in a process of its own."""
 
+import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from API.device import round_weights
 from API.summary import kept_bytes
 from benchmarks.plain import PlainDFDNet, PlainLoss
 
@@ -40,17 +43,44 @@ def precision(name: str, device: torch.device) -> Iterator[torch.autocast]:
 
 
 class Subject:
-    """A model to time: one training step, one inference."""
+    """A model to time: one training step, one inference.
+
+    compile_for: compiled, to train and to predict, for so many sequences.
+    """
 
     def __init__(
-        self, model: nn.Module, criterion: nn.Module, kind: str, device: torch.device, plain: bool = False
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        kind: str,
+        device: torch.device,
+        plain: bool = False,
+        compile_for: int | None = None,
     ) -> None:
-        self.kind, self.device = kind, device
+        self.kind, self.device, self.compile_for = kind, device, compile_for
         self.model, self.criterion = model.to(device), criterion.to(device)
         parameters = [p for p in model.parameters() if p.requires_grad]
         # The yardstick takes PyTorch's default Adam, as the release does.
         fused = {} if plain or device.type not in ("cpu", "cuda") else {"fused": True}
         self.optimizer = torch.optim.Adam(parameters, lr=1e-5, **fused)
+        self.said = self.compile(self.model)
+
+    def compile(self, model: nn.Module) -> str:
+        """model compiled, if it is to be; what that said."""
+        if not self.compile_for:
+            return ""
+        with precision(self.kind, self.device) as autocast:
+            return model.compile_blocks(self.compile_for, lambda: autocast)
+
+    @functools.cached_property
+    def predictor(self) -> nn.Module:
+        """The model as main.py predicts with it: in bfloat16 another one, that does not learn."""
+        if self.kind != "bf16":
+            return self.model
+        model = copy.deepcopy(self.model).eval()
+        round_weights(model)
+        self.compile(model)
+        return model
 
     def train(self, past: Tensor, future: Tensor) -> None:
         self.model.train()
@@ -62,9 +92,9 @@ class Subject:
 
     @torch.no_grad()
     def infer(self, past: Tensor, _) -> None:
-        self.model.eval()
+        model = self.predictor.eval()
         with precision(self.kind, self.device) as autocast, autocast:
-            self.model(past)
+            model(past)
 
 
 class Apart:

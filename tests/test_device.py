@@ -1,5 +1,6 @@
-"""What a Machine sets on a CPU."""
+"""What a Machine sets on a CPU, and the models that it predicts with."""
 
+import copy
 import json
 import platform
 import subprocess
@@ -7,6 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from API.device import Machine
+from DFDNet import DFDNet
 
 FAULTS = """
 import resource
@@ -31,3 +38,20 @@ def test_freed_memory_is_kept_for_the_next_step(keep):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     first, *_, last = json.loads(done.stdout)  # its heap grows for some steps, as aligned memory does not fit at once
     assert last < first / 10 if keep else last > first / 2
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_a_model_to_predict_gives_the_bits_of_autocast_from_half_the_weights(release):
+    model, past = DFDNet(**TINY, release=release).eval(), torch.rand(2, 4, 1, 32, 32)
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    products = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kinds)}
+    for precision, product in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        machine = Machine("cpu", 0, precision, 0, False)
+        ours = machine.to_predict(copy.deepcopy(model).train())
+        with torch.no_grad(), machine.autocast():
+            assert torch.equal(ours(past), model(past))
+        for name, value in ours.state_dict().items():
+            if name in products:
+                assert value.dtype == product, name
+            elif not name.endswith("bias"):
+                assert value.dtype in (torch.float32, torch.int64), name

@@ -126,9 +126,12 @@ def test_what_rounding_does_to_the_model_itself_is_allowed_and_no_more(off, kept
 def test_safetensors_hold_weights_and_flags_and_every_ckpt_takes_them(run, monkeypatch, capsys):
     monkeypatch.chdir(run)
     monkeypatch.setattr(digits, "SEQUENCES", {"train": 8, "val": 4, "test": 5})
-    main.run(["export", "--ckpt", "results/digits/checkpoints/best.pth", "--output", "out/model.safetensors"])
+    best = "results/digits/checkpoints/best.pth"
+    main.run(["export", "--ckpt", best, "--output", "out/model.safetensors", "--precision", "bf16"])
     state = load_safetensors(run / "out/model.safetensors")
     assert state["config"]["hid_S"] == 8
+    for name, value in torch.load(best, weights_only=True)["model"].items():
+        assert torch.equal(state["model"][name], value), name  # not rounded, whatever the precision
     main.run(
         ["test", "--ckpt", "out/model.safetensors", "--ex_name", "again", "--device", "cpu", "--precision", "fp32"]
     )
