@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .writers import check_output
 
 KINDS = (".pt2", ".onnx", ".safetensors")
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of a sequence as most are
+EDGE = 0.02  # of any. Bins that lie at their thresholds, where rounding decides, have been seen to change 0.005.
 ENDS = torch.tensor(0.0), torch.tensor(1.0)  # of the values of pixels
 TESTED = "2.15"  # a PyTorch whose exporters manage it; 2.6 does not
 
@@ -28,22 +29,26 @@ def write_export(
     if path.suffix == ".safetensors":
         save_safetensors(model.state_dict(), config, path)
         return f"{path}: the weights, with the flags as metadata; every --ckpt takes it"
-    deviation = export_model(model, tuple(in_shape), path, without_fft)
-    why = " (as rounding moves the model itself)" if deviation > TOLERANCE else ""
+    typical, worst = export_model(model, tuple(in_shape), path, without_fft)
+    why = " (as rounding moves the model itself)" if typical > TOLERANCE else ""
     shape = ", ".join(map(str, in_shape))
-    return f"{path}: past (B, {shape}) -> future, any B; deviates by {deviation:.1e} at most{why}"
+    deviates = f"sequences deviate by {typical:.1e}{why}, none by more than {worst:.1e}"
+    return f"{path}: past (B, {shape}) -> future, any B; {deviates}"
 
 
-def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, without_fft: Callable[[], None]) -> float:
-    """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns the largest deviation seen.
+def export_model(
+    model: nn.Module, in_shape: tuple[int, ...], path: Path, without_fft: Callable[[], None]
+) -> tuple[float, float]:
+    """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns by how much what was written deviates
+    from it, in the median of some sequences and at most.
 
-    without_fft: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where what was
-    written deviates by more than 1e-4, and by more than rounding does to the model itself.
+    without_fft: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where the median is
+    over 1e-4 or one sequence over 0.02, and over what rounding does to the model itself.
     """
     model = model.eval().requires_grad_(False)
-    inputs = [torch.rand(b, *in_shape) for b in (2, 1, 3)]
+    inputs = [torch.rand(b, *in_shape) for b in (2, 1, 4)]
     expected = [model(past) for past in inputs]
-    allowed = max(TOLERANCE, 2 * rounding(model, inputs, expected))
+    rounding = torch.stack([changes(model, [past.nextafter(end) for past in inputs], expected) for end in ENDS]).amax(0)
     example = inputs[0]
     partial = path.with_name(f".partial.{path.name}")
     try:
@@ -58,23 +63,27 @@ def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path, withou
         except Exception as error:  # exporters fail in many ways, the older the more
             known = f"PyTorch {torch.__version__} cannot export it ({type(error).__name__}); {TESTED} is known to"
             raise ValueError(f"--output {path}: {known}") from error
-        deviation = max((run(p) - e).abs().max().item() for p, e in zip(inputs, expected))
-        if not deviation <= allowed:
-            raise ValueError(f"--output {path}: what was exported deviates by {deviation:.2g} from the model; not kept")
+        found = changes(run, inputs, expected)
+        for deviation, moved, allowed in (
+            (found.median(), rounding.median(), TOLERANCE),
+            (found.max(), rounding.max(), EDGE),
+        ):
+            if not deviation <= max(allowed, 2 * moved):
+                reason = f"what was exported deviates by {deviation:.2g} from the model"
+                raise ValueError(f"--output {path}: {reason}; not kept")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return deviation
+    return found.median().item(), found.max().item()
 
 
-def rounding(model: nn.Module, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest change in what model predicts where the last bit of its inputs changes.
+def changes(run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+    """The largest change from expected in every sequence of the batches: (sequences,).
 
-    Next to nothing for small models. In larger ones some bin is always so near its threshold that rounding opens or
-    closes the gate, here and in any other program.
+    Next to nothing in most, where inputs change in their last bit or another program adds in another order. But in some
+    sequences, of large models in all, a bin lies so near its threshold that rounding opens or closes the gate.
     """
-    changed = [(model(past.nextafter(end)) - y).abs().max() for past, y in zip(inputs, expected) for end in ENDS]
-    return torch.stack(changed).max().item()
+    return torch.cat([(run(past) - frames).abs().flatten(1).amax(1) for past, frames in zip(inputs, expected)])
 
 
 def export_program(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
