@@ -12,14 +12,16 @@ from .stau import STAU
 from .winograd import Conv3x3, ConvTranspose3x3
 
 SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
+FEW_CHANNELS = 80  # with fewer PyTorch's LayerNorm is slower in bfloat16 on a CPU, with more faster
 RESIDUAL_FROM = 4  # a stage of at least so many DFDBs adds each one's input to its output
 
 
 class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm in float32 at least, as autocast has it on a GPU; the result in x's precision."""
+    """nn.LayerNorm: (…, channels) -> the same, in x's precision (on a GPU autocast makes norms float32)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(at_least_float32(x)).to(x.dtype)
+        few = x.shape[-1] < FEW_CHANNELS
+        return super().forward(at_least_float32(x) if few else x).to(x.dtype)
 
 
 class Branch(nn.Module):
