@@ -40,7 +40,7 @@ def test_a_pytorch_that_cannot_export_is_told_so_in_one_line(tmp_path, monkeypat
 
     monkeypatch.setattr(torch.export, "export", fail)
     with pytest.raises(
-        ValueError, match=r"model\.pt2: PyTorch .* cannot export it .RuntimeError.; 2\.15 is known to"
+        ValueError, match=r"model\.pt2: PyTorch .* cannot export it .RuntimeError.; 2\.7 is known to"
     ) as error:
         export_model(Doubling(), (1, 1, 4, 4), tmp_path / "model.pt2", lambda: None)
     assert "\n" not in str(error.value)
