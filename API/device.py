@@ -103,9 +103,11 @@ def round_weights(model: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what is freed for the next step, instead of asking the system for zeroed pages each time.
+    """Let glibc's malloc keep what is freed for the next step, instead of asking the system for zeroed pages each time,
+    and have large pages under it, where the system gives them to those who ask (transparent huge pages, "madvise").
 
-    On a CPU those page faults take a tenth to a fifth of a training step. Elsewhere than with glibc: nothing.
+    On a CPU those page faults take a tenth to a fifth of a training step, and small pages another twentieth. Elsewhere
+    than with glibc: nothing.
     """
     trim_threshold, top_pad, mmap_threshold, never = -1, -2, -3, -1  # malloc.h, mallopt(3)
     libc = ctypes.CDLL(None) if os.name == "posix" else None
@@ -113,6 +115,36 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_threshold, 2**31 - 1)
         libc.mallopt(trim_threshold, never)
         libc.mallopt(top_pad, 2**26)
+        ask_for_large_pages(libc)
+
+
+def ask_for_large_pages(libc: ctypes.CDLL) -> None:
+    """Let the heap grow by as much as memory is free, in address space alone, and ask for large pages there.
+
+    Not where address space is limited or counted as used memory: what else runs would miss it.
+    """
+    import resource  # not everywhere
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    counted = Path("/proc/sys/vm/overcommit_memory")
+    if (
+        any(limit != resource.RLIM_INFINITY for limit in limits)
+        or not counted.exists()
+        or counted.read_text()[0] == "2"
+    ):
+        return
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.sbrk.argtypes = (ctypes.c_size_t,), (ctypes.c_ssize_t,)
+    libc.free.argtypes, libc.madvise.argtypes = (ctypes.c_void_p,), (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    large, block, hugepage = 2**21, 2**30, 14  # bytes, bytes, MADV_HUGEPAGE
+    start = libc.sbrk(0)
+    blocks = [libc.malloc(block) for _ in range((free_memory(torch.device("cpu")) or 0) // block)]  # never touched
+    end = libc.sbrk(0)
+    for one in blocks:
+        libc.free(one)  # None where the system refused, which free takes
+    start = -(-start // large) * large
+    if end > start:  # else the heap lies elsewhere, and its pages stay as they are
+        libc.madvise(start, end - start, hugepage)
 
 
 def free_memory(device: torch.device) -> int | None:
