@@ -8,12 +8,13 @@ Signals, for c = r * S channels cut into r segments of S (SPEC letters: B batch,
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .gate import is_closed, power_of, spectral_gate
-from .lean import Linear, at_least_float32, product_dtype
+from .lean import AddedLinear, Linear, at_least_float32, product_dtype
 
 # Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
 # magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
@@ -112,19 +113,19 @@ class DFDU(nn.Module):
         length_h, length_w = height * self.depth, width * self.depth
         self.filter_h = ThresholdFilter(segments, width, length_h, COF, release)
         self.filter_w = ThresholdFilter(segments, height, length_w, COF, release)
-        self.predict_h = Linear((length_h + 1) // 2, length_h, bias=False)
-        self.predict_w = Linear((length_w + 1) // 2, length_w, bias=False)
+        self.predict_h = AddedLinear((length_h + 1) // 2, length_h, bias=False)
+        self.predict_w = AddedLinear((length_w + 1) // 2, length_w, bias=False)
         self.embed_h = Linear(channels, channels, bias=False)
         self.embed_w = Linear(channels, channels, bias=False)
         self.embed_x = Linear(channels, channels, bias=False)
 
     def decompose_h(self, x: Tensor) -> Tensor:
-        """(B, H, W, r*S) -> (B, r*W, H*S): a signal runs down one column, S channels at each row."""
-        return x.unflatten(-1, (self.segments, -1)).permute(0, 3, 2, 1, 4).flatten(3).flatten(1, 2)
+        """(B, H, W, r*S) -> (B, r*W, H*S), float32 at least: a signal runs down one column, S channels at each row."""
+        return rearranged(x.unflatten(-1, (self.segments, -1)), (0, 3, 2, 1, 4)).flatten(3).flatten(1, 2)
 
     def decompose_w(self, x: Tensor) -> Tensor:
-        """(B, H, W, r*S) -> (B, r*H, W*S): a signal runs along one row."""
-        return x.unflatten(-1, (self.segments, -1)).permute(0, 3, 1, 2, 4).flatten(3).flatten(1, 2)
+        """(B, H, W, r*S) -> (B, r*H, W*S), float32 at least: a signal runs along one row."""
+        return rearranged(x.unflatten(-1, (self.segments, -1)), (0, 3, 1, 2, 4)).flatten(3).flatten(1, 2)
 
     def compose_h(self, signals: Tensor) -> Tensor:
         """(B, r*W, H*S) -> (B, H, W, r*S), the inverse of decompose_h."""
@@ -138,8 +139,56 @@ class DFDU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Each signal gets its prediction added, where it lies in x. (B, H, W, c)
-        h = x + self.compose_h(self.predict_h(self.filter_h(self.decompose_h(x))))
-        w = x + self.compose_w(self.predict_w(self.filter_w(self.decompose_w(x))))
+        h = self.predict_h(self.filter_h(self.decompose_h(x)), x, self.compose_h)
+        w = self.predict_w(self.filter_w(self.decompose_w(x)), x, self.compose_w)
         E_h = self.embed_h(h.mean(1, keepdim=True))  # (B, 1, W, c)
         E_w = self.embed_w(w.mean(2, keepdim=True))  # (B, H, 1, c)
-        return h * E_w + w * E_h + self.embed_x(x) * (E_h + E_w)
+        return recombine(h, w, self.embed_x(x), E_h, E_w)
+
+
+def rearranged(x: Tensor, order: Sequence[int]) -> Tensor:
+    """x.permute(order), contiguous and in float32 at least: there is no bfloat16 FFT."""
+    if torch.compiler.is_compiling():
+        return at_least_float32(x.permute(order)).contiguous()
+    return _Rearranged.apply(x, order)
+
+
+class _Rearranged(torch.autograd.Function):
+    """One pass through memory, there and back, for layout and precision together."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Sequence[int]) -> Tensor:
+        ctx.order, ctx.dtype = order, x.dtype
+        return _contiguous(x.permute(order), torch.promote_types(x.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        back = [ctx.order.index(axis) for axis in range(grad.ndim)]
+        return _contiguous(grad.permute(back), ctx.dtype), None
+
+
+def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype, memory_format=torch.contiguous_format).contiguous()  # the former takes no care of x's own dtype
+
+
+def recombine(h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor) -> Tensor:
+    """h E_w + w E_h + q (E_h + E_w): h, w, q (B, H, W, c), E_h (B, 1, W, c), E_w (B, H, 1, c) -> (B, H, W, c)."""
+    if torch.compiler.is_compiling():
+        return h * E_w + w * E_h + q * (E_h + E_w)
+    return _Recombine.apply(h, w, q, E_h, E_w)
+
+
+class _Recombine(torch.autograd.Function):
+    """In fewer passes through memory than operator by operator."""
+
+    @staticmethod
+    def forward(ctx, h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor) -> Tensor:
+        ctx.save_for_backward(h, w, q, E_h, E_w)
+        return (h * E_w).addcmul_(w, E_h).addcmul_(q, E_h + E_w)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        h, w, q, E_h, E_w = ctx.saved_tensors
+        to_E_h = (w + q).mul_(grad).sum(1, keepdim=True)
+        to_E_w = (h + q).mul_(grad).sum(2, keepdim=True)
+        return grad * E_w, grad * E_h, grad * (E_h + E_w), to_E_h, to_E_w

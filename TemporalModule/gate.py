@@ -4,15 +4,13 @@
     backward  x gets the exact gradient of that linear map, the gate held fixed. The threshold gets the gradient it
               would have if the gate were g = sigmoid((|X| - threshold) / width): dg / d threshold = -g (1 - g) / width.
 
-In effect all Fourier transforms are orthonormal. For even L the samples that would be thrown away are never computed:
-y[::2] is the inverse FFT of half the length of the folded spectrum X[k] + conj(X[L/2 - k]). Backward keeps x and takes
-its spectrum again: no complex tensor is kept.
+In effect all Fourier transforms are orthonormal; their factors are put where they cost nothing. For even L the samples
+that would be thrown away are never computed: y[::2] is the inverse FFT of half the length of the folded spectrum
+X[k] + conj(X[L/2 - k]). Backward keeps x and takes its spectrum again: no complex tensor is kept.
 
 It is written twice. In complex numbers, where every operator runs by itself; and in real ones for a compiler, which
 knows no complex numbers, but makes one kernel of all that lies between two Fourier transforms.
 """
-
-import math
 
 import torch
 from torch import Tensor
@@ -23,13 +21,12 @@ from .lean import once
 def spectral_gate(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype: torch.dtype) -> Tensor:
     """x (B, N, L), threshold (N,) -> (B, N, ceil(L / 2)), the even samples of the filtered signals.
 
-    cutoff: the first high bin, at least 1: the mean always passes. dtype: what a compiler may round the result to, as
-    what reads it will.
+    cutoff: the first high bin, at least 1: the mean always passes. dtype: of the result, as what reads it takes it.
     """
     if torch.compiler.is_dynamo_compiling():
         return _gate_in_real_numbers(x, threshold, cutoff, width, dtype)
-    y, closed = once(lambda: _gate(x, threshold, cutoff), 2)
-    return _Gate.apply(x, threshold, y, closed, cutoff, width)
+    y, closed = once(lambda: _gate(x, threshold, cutoff, dtype), 2)
+    return _Gate.apply(x, threshold, y, closed, cutoff, width) if torch.is_grad_enabled() else y
 
 
 # In complex numbers --------------------------------------------------------------------------------------------------
@@ -51,13 +48,14 @@ class _Gate(torch.autograd.Function):
         return x, threshold, None, None, None, None
 
 
-def _gate(x: Tensor, threshold: Tensor, cutoff: int) -> tuple[Tensor, Tensor]:
+def _gate(x: Tensor, threshold: Tensor, cutoff: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The result, and where the gate is closed: (B, N, high bins)."""
-    spectrum = torch.fft.rfft(x, norm="ortho")
+    length = x.shape[-1]
+    spectrum = torch.fft.rfft(x, norm="forward")  # the orthonormal one divided by the root of length
     high = spectrum[..., cutoff:]
-    closed = is_closed(power_of(high), threshold)
+    closed = is_closed(power_of(high), threshold * length**-0.5)
     high.masked_fill_(closed, 0)
-    return _even_samples(spectrum, x.shape[-1]), closed
+    return _even_samples(spectrum, length).to(dtype), closed
 
 
 def _gate_backward(
@@ -66,7 +64,7 @@ def _gate_backward(
     """The gradients for x, and for threshold if it is to learn."""
     length = x.shape[-1]
     # In weights where every bin counts once; the real signal's gradient has each bin twice but the first and last.
-    spectrum_grad = _even_samples_adjoint(grad, length)
+    spectrum_grad = _even_samples_adjoint(grad.to(x.dtype), length)  # the orthonormal one times the root of length
     threshold_grad = None
     if learn:
         high = torch.fft.rfft(x, norm="ortho")[..., cutoff:]
@@ -74,9 +72,9 @@ def _gate_backward(
         through_gate = _inner(spectrum_grad[..., cutoff:], high).mul_(soft).mul_(soft.sub_(1))
         if length % 2 == 0 and through_gate.shape[-1]:
             through_gate[..., -1] *= 0.5  # the Nyquist bin has no mirror image
-        threshold_grad = through_gate.sum((0, -1)) * (2 / width)
+        threshold_grad = through_gate.sum((0, -1)) * (2 / width * length**-0.5)
     spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
-    return torch.fft.irfft(spectrum_grad, n=length, norm="ortho"), threshold_grad
+    return torch.fft.irfft(spectrum_grad, n=length), threshold_grad
 
 
 def is_closed(power: Tensor, threshold: Tensor) -> Tensor:
@@ -95,23 +93,23 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _even_samples(spectrum: Tensor, length: int) -> Tensor:
-    """(…, L // 2 + 1) half spectrum of a real signal -> (…, ceil(L / 2)) its even samples."""
+    """(…, L // 2 + 1) half spectrum of a real signal, divided by L -> (…, ceil(L / 2)) the signal's even samples."""
     if length % 2:
-        return torch.fft.irfft(spectrum, n=length, norm="ortho")[..., ::2].contiguous()
+        return torch.fft.irfft(spectrum, n=length, norm="forward")[..., ::2].contiguous()
     half = length // 2
     front = spectrum[..., : half // 2 + 1]
     back = spectrum[..., half - half // 2 :].flip(-1).conj_physical_()  # bins half, half - 1, …
-    return torch.fft.irfft((front + back).mul_(math.sqrt(0.5)), n=half, norm="ortho")
+    return torch.fft.irfft(back.add_(front), n=half, norm="forward")
 
 
 def _even_samples_adjoint(grad: Tensor, length: int) -> Tensor:
-    """The transpose of _even_samples after rfft: the spectrum of grad with a zero between any two samples."""
+    """The spectrum, unnormalised, of grad with a zero between any two samples: (…, ceil(L / 2)) -> (…, L // 2 + 1)."""
     if length % 2:
         spread = grad.new_zeros(*grad.shape[:-1], length)
         spread[..., ::2] = grad
-        return torch.fft.rfft(spread, norm="ortho")
+        return torch.fft.rfft(spread)
     half = length // 2
-    spectrum = torch.fft.rfft(grad, norm="ortho").mul_(math.sqrt(0.5))
+    spectrum = torch.fft.rfft(grad)
     mirrored = spectrum[..., : half - half // 2].flip(-1).conj_physical_()  # bins half // 2 + 1 … half
     return torch.cat([spectrum, mirrored], -1)
 

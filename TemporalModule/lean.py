@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -136,23 +137,52 @@ class _Kept:
         compute = super().forward
         if torch.compiler.is_compiling() or _here.nothing_kept:
             return compute(x)
-        return self.known(x, *once(lambda: [compute(x)], 1))
+        (y,) = once(lambda: [compute(x)], 1)
+        return self.known(x, y) if torch.is_grad_enabled() else y
 
 
-class Linear(_Kept, nn.Linear):
-    """nn.Linear whose result keep_products keeps."""
+class Linear(nn.Linear):
+    """nn.Linear whose result keep_products keeps, and its weight as rounded for autocast."""
 
-    def known(self, x: Tensor, y: Tensor) -> Tensor:
-        return _KnownLinear.apply(x, self.weight, self.bias, y)
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or _here.nothing_kept:
+            return super().forward(x)
+        y, weight = once(lambda: self.compute(x), 2)
+        return _KnownLinear.apply(x, self.weight, self.bias, weight, y) if torch.is_grad_enabled() else y
+
+    def compute(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, and the weight in the precision it was computed in."""
+        weight = self.weight.to(product_dtype(x))
+        return F.linear(x, weight, self.bias), weight
+
+
+class AddedLinear(Linear):
+    """nn.Linear whose result is added to another tensor. keep_products keeps the sum instead of the result, which
+    backward does not need: as many bytes, and less to compute again."""
+
+    def forward(self, x: Tensor, to: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor:
+        """to + arrange(the linear layer's result for x); arrange: a change of layout."""
+        if torch.compiler.is_compiling() or _here.nothing_kept:
+            return to + arrange(super().forward(x))
+
+        def compute() -> tuple[Tensor, Tensor]:
+            y, weight = self.compute(x)
+            return to + arrange(y), weight
+
+        total, weight = once(compute, 2)
+        if not torch.is_grad_enabled():
+            return total
+        unread = weight.new_empty(()).expand(*x.shape[:-1], self.out_features)  # stands for the result
+        return _KnownSum.apply(to, arrange(_KnownLinear.apply(x, self.weight, self.bias, weight, unread)), total)
 
 
 class _KnownLinear(torch.autograd.Function):
-    """A linear layer with its result at hand."""
+    """A linear layer with its result at hand, and its weight as it was read for that."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias = None if bias is None else bias.dtype
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, read: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, read)
+        ctx.weight, ctx.bias = weight.dtype, None if bias is None else bias.dtype
         return y.view_as(y)
 
     @staticmethod
@@ -162,10 +192,23 @@ class _KnownLinear(torch.autograd.Function):
         to_x = (rows @ weight.to(grad.dtype)).view(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
         to_weight = to_bias = None
         if ctx.needs_input_grad[1]:
-            to_weight = (rows.T @ x.to(grad.dtype).reshape(-1, x.shape[-1])).to(weight.dtype)
+            to_weight = (rows.T @ x.to(grad.dtype).reshape(-1, x.shape[-1])).to(ctx.weight)
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0).to(ctx.bias)
-        return to_x, to_weight, to_bias, None
+        return to_x, to_weight, to_bias, None, None
+
+
+class _KnownSum(torch.autograd.Function):
+    """A sum of two tensors with its result at hand."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+        ctx.dtypes = a.dtype, b.dtype
+        return total.view_as(total)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return *(grad.to(dtype) for dtype in ctx.dtypes), None
 
 
 class _KeptConvolution(_Kept):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from TemporalModule import DFDU, ThresholdFilter
-from TemporalModule.dfdu import START, WIDTH
+from TemporalModule.dfdu import START, WIDTH, rearranged, recombine
 from TemporalModule.gate import _gate_in_real_numbers, irfft, rfft, spectral_gate
 from TemporalModule.watch import filter_statistics
 
@@ -55,6 +55,28 @@ def test_threshold_gradient_is_the_analytic_one_of_the_surrogate(L, COF):
         (ours,) = torch.autograd.grad(out, threshold_filter.threshold, grad)
         expected = sum(literal.surrogate_alpha_gradient(x[b, 0], alpha, COF, WIDTH, grad[b, 0]) for b in range(3))
         assert ours.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_recombination_is_its_formula_and_has_the_numerical_gradient():
+    B, H, W, c = 2, 3, 4, 5
+    shapes = (B, H, W, c), (B, H, W, c), (B, H, W, c), (B, 1, W, c), (B, H, 1, c)
+    h, w, q, E_h, E_w = inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.allclose(recombine(*inputs), h * E_w + w * E_h + q * (E_h + E_w), rtol=0, atol=1e-14)
+    assert torch.autograd.gradcheck(recombine, inputs)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (0, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_signals_are_cut_out_in_float32_at_least_and_their_gradient_comes_back_as_the_features_are(order, dtype):
+    x = torch.randn(2, 3, 4).to(dtype).requires_grad_()
+    y = rearranged(x, order)
+    assert y.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert y.is_contiguous()
+    assert torch.equal(y, x.permute(order).to(y.dtype))
+    grad = torch.randn_like(y)
+    (found,) = torch.autograd.grad(y, x, grad)
+    assert found.dtype == dtype
+    assert torch.equal(found, grad.permute(order).to(dtype))  # a swap is its own inverse
 
 
 @pytest.mark.parametrize("L", [8, 9, 10])
@@ -149,5 +171,4 @@ def test_bfloat16_autocast_leaves_the_fft_in_float32():
     x = torch.randn(2, 4, 64)
     with torch.autocast("cpu", torch.bfloat16):
         out = threshold_filter(x.bfloat16())
-    assert out.dtype == torch.float32
-    assert torch.equal(out, threshold_filter(x.bfloat16().float()))
+    assert torch.equal(out, threshold_filter(x.bfloat16().float()).bfloat16())  # rounded once, for what reads it

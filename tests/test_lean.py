@@ -110,6 +110,24 @@ def test_layers_with_their_result_at_hand_have_the_numerical_gradient(layer, sha
         assert torch.autograd.gradcheck(call, (x, *wrapped.parameters()))
 
 
+def test_a_linear_layer_that_keeps_a_sum_has_the_numerical_gradient():
+    layer = lean.AddedLinear(5, 6, bias=False).double()
+    x, to = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 4, 5), (2, 6, 4)))
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, to):
+            return torch.tanh(self.layer(x, to, lambda y: y.transpose(1, 2)))
+
+    wrapped = Wrapped()
+    for way in (lean.keep_products, nn.Module.__call__):
+        assert torch.equal(way(wrapped, x, to), torch.tanh(to + torch.nn.functional.linear(x, layer.weight).mT))
+        assert torch.autograd.gradcheck(lambda x, to, weight, way=way: way(wrapped, x, to), (x, to, layer.weight))
+
+
 def test_running_statistics_count_a_batch_once(monkeypatch):
     for way in ("everything", "inputs"):
         model = make(monkeypatch, way)
