@@ -114,8 +114,9 @@ class DFDNet(nn.Module):
         segments: Sequence[int] = SEGMENTS,
     ) -> None:
         super().__init__()
-        kernel_size = [kernel_size] * layer if isinstance(kernel_size, int) else list(kernel_size)
+        kernel_size = [kernel_size] if isinstance(kernel_size, int) else list(kernel_size)
         check_sizes(in_shape, out_shape, hid_S, layer, kernel_size, COF, groups, layer_config, segments)
+        kernel_size = kernel_size * layer if len(kernel_size) == 1 else kernel_size
         self.T, C, H, W = in_shape
         self.T_out, C_out = out_shape[:2]
         self.D = hid_S
@@ -215,7 +216,10 @@ def check_sizes(in_shape, out_shape, hid_S, layer, kernel_size, COF, groups, lay
     T, C, H, W = in_shape
     demand(layer >= 2, f"--layer {layer}: at least 2, the first and the last temporal stage differ")
     demand(hid_S % 2 == 0, f"--hid_S {hid_S}: must be even, for GroupNorm's two groups")
-    demand(len(kernel_size) == layer, f"--kernel_size {kernel_size}: give {layer} numbers, one for each --layer")
+    demand(
+        len(kernel_size) in (1, layer),
+        f"--kernel_size {kernel_size}: give {layer} numbers, one for each --layer, or one for all",
+    )
     demand(all(k % 2 == 1 and k > 0 for k in kernel_size), f"--kernel_size {kernel_size}: must be positive odd numbers")
     demand(len(layer_config) == layer, f"--layer_config {layer_config}: give {layer} numbers, one for each --layer")
     demand(all(k >= 0 for k in layer_config), f"--layer_config {layer_config}: must not be negative")

@@ -150,7 +150,7 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
     model.add_argument(
         "--layer", type=whole, help="depth of the spatial encoder and decoder; every second layer halves"
     )
-    model.add_argument("--kernel_size", type=whole, nargs="+", help="of the encoder's layers, one number each")
+    model.add_argument("--kernel_size", type=whole, nargs="+", help="of the encoder's layers: one each, or one for all")
     model.add_argument(
         "--layer_config", type=not_negative, nargs="+", help="DFDBs of the temporal stages, one number each"
     )

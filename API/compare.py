@@ -45,6 +45,8 @@ def load_frames(path: Path) -> dict[str, np.ndarray]:
 def load_run(path: Path, protocols: Sequence[str]) -> Run:
     """A run folder of ours, or predictions of anyone. Raises ValueError, naming path, where it is neither."""
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such run folder or file; `python main.py test` makes a tested run")
     predictions = path if path.suffix == ".npz" else path / "predictions.npz"
     frames = load_frames(predictions) if predictions.is_file() else {}
     if (path / "scores.npz").is_file():

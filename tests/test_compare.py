@@ -96,5 +96,8 @@ def test_files_that_are_no_predictions_are_named(tmp_path, changes, words):
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(ValueError, match="not a sound npz"):
         compare([tmp_path / "text.npz"], ["strict"], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"none\.npz: there is no such"):
+        compare([tmp_path / "none.npz"], ["strict"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a tested run"):
-        compare([tmp_path / "none"], ["strict"], tmp_path / "out")
+        compare([tmp_path / "empty"], ["strict"], tmp_path / "out")

@@ -26,6 +26,7 @@ from WFL import WeightedFrequencyLoss
         dict(out_shape=(11, 1, 32, 32)),  # three passes
         dict(layer=2, kernel_size=(3, 5), layer_config=(1, 1)),
         dict(layer=3, kernel_size=3, layer_config=(0, 1, 1)),
+        dict(layer=3, kernel_size=[5], layer_config=(0, 1, 1)),
         dict(release=True),
         dict(segments=(2, 4), groups=1),
     ],
