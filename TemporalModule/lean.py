@@ -130,17 +130,6 @@ def once(compute: Callable[[], Sequence[Tensor]], count: int) -> Sequence[Tensor
     return results
 
 
-class _Kept:
-    """Makes of a layer one whose result keep_products keeps."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        compute = super().forward
-        if torch.compiler.is_compiling() or _here.nothing_kept:
-            return compute(x)
-        (y,) = once(lambda: [compute(x)], 1)
-        return self.known(x, y) if torch.is_grad_enabled() else y
-
-
 class Linear(nn.Linear):
     """nn.Linear whose result keep_products keeps, and its weight as rounded for autocast."""
 
@@ -211,8 +200,16 @@ class _KnownSum(torch.autograd.Function):
         return *(grad.to(dtype) for dtype in ctx.dtypes), None
 
 
-class _KeptConvolution(_Kept):
-    def known(self, x: Tensor, y: Tensor) -> Tensor:
+class _KeptConvolution:
+    """Makes of a convolution one whose result keep_products keeps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        compute = super().forward
+        if torch.compiler.is_compiling() or _here.nothing_kept:
+            return compute(x)
+        (y,) = once(lambda: [compute(x)], 1)
+        if not torch.is_grad_enabled():
+            return y
         extra = self.output_padding if self.transposed else (0, 0)
         how = (self.stride, self.padding, self.dilation, self.transposed, extra, self.groups)
         return _KnownConvolution.apply(x, self.weight, self.bias, y, how)
