@@ -125,13 +125,9 @@ def ask_for_large_pages(libc: ctypes.CDLL) -> None:
     """
     import resource  # not everywhere
 
-    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    counted = Path("/proc/sys/vm/overcommit_memory")
-    if (
-        any(limit != resource.RLIM_INFINITY for limit in limits)
-        or not counted.exists()
-        or counted.read_text()[0] == "2"
-    ):
+    limits = {resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
+    overcommit = Path("/proc/sys/vm/overcommit_memory")
+    if limits != {resource.RLIM_INFINITY} or not overcommit.exists() or overcommit.read_text().strip() == "2":
         return
     libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
     libc.malloc.argtypes, libc.sbrk.argtypes = (ctypes.c_size_t,), (ctypes.c_ssize_t,)

@@ -148,27 +148,28 @@ class DFDU(nn.Module):
 
 def rearranged(x: Tensor, order: Sequence[int]) -> Tensor:
     """x.permute(order), contiguous and in float32 at least: there is no bfloat16 FFT."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if torch.compiler.is_compiling():
-        return at_least_float32(x.permute(order)).contiguous()
-    return _Rearranged.apply(x, order)
+        return _contiguous(x.permute(order), dtype)
+    return _Rearranged.apply(x, order, dtype)
 
 
 class _Rearranged(torch.autograd.Function):
     """One pass through memory, there and back, for layout and precision together."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, order: Sequence[int]) -> Tensor:
+    def forward(ctx, x: Tensor, order: Sequence[int], dtype: torch.dtype) -> Tensor:
         ctx.order, ctx.dtype = order, x.dtype
-        return _contiguous(x.permute(order), torch.promote_types(x.dtype, torch.float32))
+        return _contiguous(x.permute(order), dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         back = [ctx.order.index(axis) for axis in range(grad.ndim)]
-        return _contiguous(grad.permute(back), ctx.dtype), None
+        return _contiguous(grad.permute(back), ctx.dtype), None, None
 
 
 def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype, memory_format=torch.contiguous_format).contiguous()  # the former takes no care of x's own dtype
+    return x.to(dtype, memory_format=torch.contiguous_format).contiguous()  # to() leaves an x of that dtype as it lies
 
 
 def recombine(h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor) -> Tensor:
