@@ -1,13 +1,14 @@
-"""How fast DFDNet trains and predicts, beside a plain DFDNet (plain.py) and beside what the machine can do at all.
+"""How fast DFDNet trains and predicts, beside a plain DFDNet (plain.py), another model of its purpose (tau.py), and
+what the machine can do at all.
 
     python benchmarks/speed.py [--device cuda] [--rounds 5] [--batches 1 2 4 … 64] [--presets digits kth …]
 
 In one run: the machine's matrix rates and copy bandwidth; training steps (forward, loss, backward, Adam) and
-inference of the Moving MNIST model, every precision, the yardstick and a large matrix product in turn, round by round,
-so that drift hits all alike; batch sizes, with a matrix product beside each step; presets; bytes kept for backward;
-peak memory; where the time of a step goes. Inputs are random. Multiply-adds are counted, a backward pass as two forward
-ones. The yardstick runs in a process of its own, where nothing of the product's settings reaches it. Prints tables, and
-writes benchmarks/results/speed.json (speed_cuda.json).
+inference of the Moving MNIST model, every precision, the yardstick, TAU and a large matrix product in turn, round by
+round, so that drift hits all alike; batch sizes, with a matrix product beside each step; presets; bytes kept for
+backward; peak memory; where the time of a step goes. Inputs are random. Multiply-adds are counted, a backward pass as
+two forward ones. The yardstick and TAU run in processes of their own, where nothing of the product's settings reaches
+them. Prints tables, and writes benchmarks/results/speed.json (speed_cuda.json).
 """
 
 import argparse
@@ -28,25 +29,10 @@ from API.presets import PRESETS
 from API.summary import costs, kept_bytes
 from benchmarks.breakdown import breakdown
 from benchmarks.record import RESULTS, write_result
-from benchmarks.subjects import Apart, Clock, Subject, interleaved, precision
+from benchmarks.subjects import OTHERS, Apart, Clock, MatrixProduct, Subject, interleaved
 from core import MODEL_FLAGS
 from DFDNet import DFDNet
 from WFL import WeightedFrequencyLoss
-
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
-
-
-class MatrixProduct:
-    """A large one, to tell what rate the machine has."""
-
-    def __init__(self, kind: str, device: torch.device) -> None:
-        n = 8192 if device.type == "cuda" else 4096
-        self.kind, self.device, self.flops = kind, device, 2 * n**3
-        self.a, self.b = (torch.randn(n, n, device=device).to(DTYPES[kind]) for _ in range(2))
-
-    def __call__(self) -> None:
-        with precision(self.kind, self.device):
-            self.a @ self.b
 
 
 def measure_machine(device: torch.device, kinds: list[str], clock: Clock) -> dict:
@@ -102,47 +88,57 @@ def compare_predictions(model: DFDNet, plain: Apart, batch: tuple[Tensor, Tensor
 
 
 def side_by_side(
-    subjects: Mapping[str, Subject], plain: Apart, batch: tuple[Tensor, Tensor], clock: Clock, rounds: int
+    subjects: Mapping[str, Subject],
+    others: Mapping[str, Apart],
+    batch: tuple[Tensor, Tensor],
+    clock: Clock,
+    rounds: int,
 ) -> dict:
-    """{"train": {subject: row of describe}, "infer": …}, the yardstick among them."""
+    """{"train": {name: row of describe}, "infer": …}, of subjects and others."""
     result, device = {}, batch[0].device
-    kinds = {name: subject.kind for name, subject in subjects.items()} | {"yardstick": "fp32"}
+    kinds = {name: "fp32" for name in others} | {name: subject.kind for name, subject in subjects.items()}
     products = {kind: MatrixProduct(kind, device) for kind in kinds.values()}
-    forward = 2 * costs(DFDNet, (10, 1, 64, 64))["multiply_adds"]
+    ours = 2 * costs(DFDNet, (10, 1, 64, 64))["multiply_adds"]
+    forward = {name: ours for name in kinds} | {"TAU": 2 * costs(OTHERS["TAU"][0], (10, 1, 64, 64))["multiply_adds"]}
     for what, factor in (("train", 3), ("infer", 1)):
-        works = {"yardstick": lambda w=what: plain.ask(w, *batch)}
+        works = {name: lambda o=other, w=what: o.ask(w, *batch) for name, other in others.items()}
         for name, subject in subjects.items():
             works[name] = lambda s=subject, w=what: clock(lambda: getattr(s, w)(*batch))
         beside = {f"product {kind}": lambda p=product: clock(p) for kind, product in products.items()}
         seconds = interleaved(works | beside, rounds)
         result[what] = {}
-        for name in works:
-            kind = kinds[name]
+        for name, kind in kinds.items():
             rates = [products[kind].flops / s for s in seconds[f"product {kind}"]]
-            row = describe(seconds[name], seconds["yardstick"], len(batch[0]), factor * forward, rates)
+            row = describe(seconds[name], {o: seconds[o] for o in others}, len(batch[0]), factor * forward[name], rates)
             result[what][name] = row
             print(
                 f"{what} {name:<14} batch {row['batch']}  {row['sequences_per_second']:8.2f} sequences/s  "
-                f"{row['times_the_yardstick']:.2f}x yardstick  {row['of_matrix_rate']:.0%} of the rate", flush=True,
+                f"{row['times_the_yardstick']:.2f}x yardstick  {row['times_tau']:.2f}x TAU  "
+                f"{row['of_matrix_rate']:.0%} of the rate", flush=True,
             )  # fmt: skip
     return result
 
 
-def describe(seconds: list[float], baseline: list[float], batch: int, flops: float, rates: list[float]) -> dict:
-    """Sequences/s, the spread over rounds; ratio to the yardstick and part of the matrix rate, both round by round."""
-    ratios = [b / s for b, s in zip(baseline, seconds)]
+def describe(
+    seconds: list[float], others: Mapping[str, list[float]], batch: int, flops: float, rates: list[float]
+) -> dict:
+    """Sequences/s, the spread over rounds; ratios to the others and part of the matrix rate, all round by round."""
     median = statistics.median(seconds)
-    return {
+    row = {
         "batch": batch,
         "sequences_per_second": batch / median,
         "spread": [batch / max(seconds), batch / min(seconds)],
-        "times_the_yardstick": statistics.median(ratios),
-        "times_the_yardstick_spread": [min(ratios), max(ratios)],
-        "of_matrix_rate": statistics.median(flops * batch / s / rate for s, rate in zip(seconds, rates)),
     }
+    for key, name in (("times_the_yardstick", "yardstick"), ("times_tau", "TAU")):
+        ratios = [theirs / s for theirs, s in zip(others[name], seconds)]
+        row |= {key: statistics.median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
+    row["of_matrix_rate"] = statistics.median(flops * batch / s / rate for s, rate in zip(seconds, rates))
+    return row
 
 
-def measure_kept(subjects: Mapping[str, Subject], plain: Apart, device: torch.device) -> dict[str, float]:
+def measure_kept(
+    subjects: Mapping[str, Subject], others: Mapping[str, Apart], device: torch.device
+) -> dict[str, float]:
     """Bytes kept for backward, a sequence; of what a batch needs anyway nothing is counted."""
     (two, future), (three, _) = random_batch(2, device), random_batch(3, device)
     kept = {}
@@ -152,7 +148,7 @@ def measure_kept(subjects: Mapping[str, Subject], plain: Apart, device: torch.de
             model.temporal.checkpoint_blocks = blocks
             kept[kind + name] = kept_bytes(model, three, kind == "bf16") - kept_bytes(model, two, kind == "bf16")
             model.temporal.checkpoint_blocks = False
-    kept["yardstick"] = plain.ask("kept", two, future)
+    kept |= {name: other.ask("kept", two, future) for name, other in others.items()}
     for name, count in kept.items():
         print(f"kept for backward, {name}: {count / 2**20:.1f} MiB a sequence", flush=True)
     return kept
@@ -279,17 +275,18 @@ def run() -> None:
 
     torch.manual_seed(1)
     batch, model = random_batch(size, device), DFDNet()
-    plain = Apart(device, model.state_dict())
+    others = {"yardstick": Apart("yardstick", device, model.state_dict()), "TAU": Apart("TAU", device)}
     compiled = gpu if args.compile is None else args.compile
     subjects, compiling = make_subjects(model, kinds, device, compiled, size)
-    deviations = compare_predictions(model.to(device).eval(), plain, batch)
+    deviations = compare_predictions(model.to(device).eval(), others["yardstick"], batch)
     result = {"machine": machine, "compile": compiling, "deviations": deviations}
-    result |= side_by_side(subjects, plain, batch, clock, args.rounds)
+    result |= side_by_side(subjects, others, batch, clock, args.rounds)
     shipped = "bf16 compiled" if compiling else "bf16"
     rate = result["train"][shipped]["sequences_per_second"]
     result["hours_for_2000_epochs"] = 2000 * 10_000 / rate / 3600
-    result["kept_bytes"] = measure_kept(subjects, plain, device)
-    plain.process.terminate()
+    result["kept_bytes"] = measure_kept(subjects, others, device)
+    for other in others.values():
+        other.process.terminate()
     result["breakdown"] = {}
     for kind in ("fp32", "bf16"):
         found = breakdown(subjects[kind], *batch, machine, clock, 3)

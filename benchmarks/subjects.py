@@ -1,4 +1,4 @@
-"""What benchmarks/speed.py times: the product's model in every precision, and the yardstick in a process of its own."""
+"""What benchmarks/speed.py times: the product's model in every precision, and others in processes of their own."""
 
 import copy
 import functools
@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from API.device import round_weights
 from API.summary import kept_bytes
 from benchmarks.plain import PlainDFDNet, PlainLoss
+from benchmarks.tau import TAU, TAULoss
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+# What the product is compared with, and how it is trained.
+OTHERS = {
+    "yardstick": (lambda: PlainDFDNet((10, 1, 64, 64)), lambda: PlainLoss(10, 64, 64)),
+    "TAU": (lambda: TAU(10, 1), TAULoss),
+}
 
 
 class Clock:
@@ -42,6 +50,19 @@ def precision(name: str, device: torch.device) -> Iterator[torch.autocast]:
     yield torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
 
 
+class MatrixProduct:
+    """A large one, to tell what rate the machine has."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        n = 8192 if device.type == "cuda" else 4096
+        self.kind, self.device, self.flops = kind, device, 2 * n**3
+        self.a, self.b = (torch.randn(n, n, device=device).to(DTYPES[kind]) for _ in range(2))
+
+    def __call__(self) -> None:
+        with precision(self.kind, self.device):
+            self.a @ self.b
+
+
 class Subject:
     """A model to time: one training step, one inference.
 
@@ -60,7 +81,7 @@ class Subject:
         self.kind, self.device, self.compile_for = kind, device, compile_for
         self.model, self.criterion = model.to(device), criterion.to(device)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        # The yardstick takes PyTorch's default Adam, as the release does.
+        # The others take PyTorch's default Adam, as their authors do.
         fused = {} if plain or device.type not in ("cpu", "cuda") else {"fused": True}
         self.optimizer = torch.optim.Adam(parameters, lr=1e-5, **fused)
         self.said = self.compile(self.model)
@@ -98,12 +119,13 @@ class Subject:
 
 
 class Apart:
-    """A subject in a process of its own, so that what the product sets in its process does not reach it."""
+    """One of OTHERS in a process of its own, so that what the product sets in its process does not reach it."""
 
-    def __init__(self, device: torch.device, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, name: str, device: torch.device, weights: Mapping[str, Tensor] | None = None) -> None:
         context = torch.multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, str(device), dict(weights)), daemon=True)
+        weights = None if weights is None else dict(weights)
+        self.process = context.Process(target=serve, args=(theirs, name, str(device), weights), daemon=True)
         self.process.start()
         self.pipe.recv()
 
@@ -113,11 +135,13 @@ class Apart:
         return self.pipe.recv()
 
 
-def serve(pipe, device: str, weights: Mapping[str, Tensor]) -> None:
+def serve(pipe, name: str, device: str, weights: Mapping[str, Tensor] | None) -> None:
     """The other end of Apart: a script as one would write it, PyTorch's defaults everywhere."""
     device = torch.device(device)
-    plain = Subject(PlainDFDNet((10, 1, 64, 64)), PlainLoss(10, 64, 64), "fp32", device, plain=True)
-    plain.model.load_state_dict(weights)
+    make, make_loss = OTHERS[name]
+    plain = Subject(make(), make_loss(), "fp32", device, plain=True)
+    if weights is not None:
+        plain.model.load_state_dict(weights)
     clock = Clock(device)
     pipe.send("ready")
     while True:
