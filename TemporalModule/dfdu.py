@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .gate import is_closed, power_of, spectral_gate
-from .lean import AddedLinear, Linear, at_least_float32, product_dtype
+from .gate import is_open, power_of, spectral_gate
+from .lean import AddedLinear, Linear, at_least_float32, last, product_dtype
 
 # Where learning starts. The threshold lives on the scale of layer-normalised features: in the orthonormal FFT the
 # magnitude of a bin of unit-variance noise is Rayleigh, so alpha removes 1 - exp(-alpha^2) of the bins: 8.6 % at 0.3.
@@ -84,15 +84,15 @@ class ThresholdFilter(nn.Module):
         real, imaginary = x @ to_real, x @ to_imaginary
         low = torch.arange(self.length // 2 + 1, device=x.device) < self.cutoff
         power = real * real + imaginary * imaginary
-        gate = (low | ~is_closed(power, self.threshold.flatten())).to(x.dtype)
+        gate = (low | is_open(power, self.threshold.flatten())).to(x.dtype)
         return (gate * real) @ from_real + (gate * imaginary) @ from_imaginary
 
     @torch.no_grad()
     def removed(self, x: Tensor) -> Tensor:
         """Fraction of the high-frequency bins of x (B, N, L) that the gate closes; a scalar on x's device."""
         high = torch.fft.rfft(x, norm="ortho")[..., self.cutoff :]
-        closed = is_closed(power_of(high), self.threshold.flatten())
-        return closed.float().mean() if closed.numel() else closed.new_zeros((), dtype=torch.float32)
+        gate = is_open(power_of(high), self.threshold.flatten())
+        return 1 - gate.float().mean() if gate.numel() else gate.new_zeros((), dtype=torch.float32)
 
     def extra_repr(self) -> str:
         bins = self.length // 2 + 1
@@ -102,7 +102,8 @@ class ThresholdFilter(nn.Module):
 class DFDU(nn.Module):
     """Disentangle the dynamics along height and width, filter them, predict, and recombine.
 
-    x (B, H, W, c) -> (B, H, W, c); c must divide by segments. Paper: the right of Figure 1.
+    x, shortcut (B, H, W, c) -> (B, H, W, c), the shortcut added; c must divide by segments. Paper: the right of
+    Figure 1.
     """
 
     def __init__(
@@ -137,13 +138,13 @@ class DFDU(nn.Module):
         planes = signals.unflatten(1, (self.segments, -1)).unflatten(-1, (-1, self.depth))  # (B, r, H, W, S)
         return planes.permute(0, 2, 3, 1, 4).flatten(3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
         # Each signal gets its prediction added, where it lies in x. (B, H, W, c)
         h = self.predict_h(self.filter_h(self.decompose_h(x)), x, self.compose_h)
         w = self.predict_w(self.filter_w(self.decompose_w(x)), x, self.compose_w)
-        E_h = self.embed_h(h.mean(1, keepdim=True))  # (B, 1, W, c)
-        E_w = self.embed_w(w.mean(2, keepdim=True))  # (B, H, 1, c)
-        return recombine(h, w, self.embed_x(x), E_h, E_w)
+        E_h = self.embed_h(mean_over(1, h))  # (B, 1, W, c)
+        E_w = self.embed_w(mean_over(2, w))  # (B, H, 1, c)
+        return recombine(h, w, self.embed_x(x), E_h, E_w, shortcut)
 
 
 def rearranged(x: Tensor, order: Sequence[int]) -> Tensor:
@@ -172,24 +173,35 @@ def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype, memory_format=torch.contiguous_format).contiguous()  # to() leaves an x of that dtype as it lies
 
 
-def recombine(h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor) -> Tensor:
-    """h E_w + w E_h + q (E_h + E_w): h, w, q (B, H, W, c), E_h (B, 1, W, c), E_w (B, H, 1, c) -> (B, H, W, c)."""
+def mean_over(axis: int, x: Tensor) -> Tensor:
+    """x.mean(axis, keepdim=True), which would divide its gradient only after spreading it out."""
+    return x.sum(axis, keepdim=True) * (1 / x.shape[axis])
+
+
+def recombine(h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor, shortcut: Tensor) -> Tensor:
+    """h E_w + w E_h + q (E_h + E_w) + shortcut: E_h (B, 1, W, c), E_w (B, H, 1, c), the others and the result
+    (B, H, W, c). Nothing may follow it inside of keep_products."""
     if torch.compiler.is_compiling():
-        return h * E_w + w * E_h + q * (E_h + E_w)
-    return _Recombine.apply(h, w, q, E_h, E_w)
+        return h * E_w + w * E_h + q * (E_h + E_w) + shortcut
+
+    def compute() -> Tensor:
+        return (h * E_w).addcmul_(w, E_h).addcmul_(q, E_h + E_w) + shortcut
+
+    total = last(compute, like=h)
+    return _Recombine.apply(h, w, q, E_h, E_w, shortcut, total) if torch.is_grad_enabled() else total
 
 
 class _Recombine(torch.autograd.Function):
-    """In fewer passes through memory than operator by operator."""
+    """The recombination with its result at hand. In fewer passes through memory than operator by operator."""
 
     @staticmethod
-    def forward(ctx, h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor) -> Tensor:
+    def forward(ctx, h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor, shortcut: Tensor, total: Tensor):
         ctx.save_for_backward(h, w, q, E_h, E_w)
-        return (h * E_w).addcmul_(w, E_h).addcmul_(q, E_h + E_w)
+        return total.view_as(total)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         h, w, q, E_h, E_w = ctx.saved_tensors
         to_E_h = (w + q).mul_(grad).sum(1, keepdim=True)
         to_E_w = (h + q).mul_(grad).sum(2, keepdim=True)
-        return grad * E_w, grad * E_h, grad * (E_h + E_w), to_E_h, to_E_w
+        return grad * E_w, grad * E_h, grad * (E_h + E_w), to_E_h, to_E_w, grad, None

@@ -25,8 +25,8 @@ def spectral_gate(x: Tensor, threshold: Tensor, cutoff: int, width: float, dtype
     """
     if torch.compiler.is_dynamo_compiling():
         return _gate_in_real_numbers(x, threshold, cutoff, width, dtype)
-    y, closed = once(lambda: _gate(x, threshold, cutoff, dtype), 2)
-    return _Gate.apply(x, threshold, y, closed, cutoff, width) if torch.is_grad_enabled() else y
+    y, gate = once(lambda: _gate(x, threshold, cutoff, dtype), 2)
+    return _Gate.apply(x, threshold, y, gate, cutoff, width) if torch.is_grad_enabled() else y
 
 
 # In complex numbers --------------------------------------------------------------------------------------------------
@@ -36,8 +36,8 @@ class _Gate(torch.autograd.Function):
     """The gate with its results at hand: computed just now, or read off a tape."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, threshold: Tensor, y: Tensor, closed: Tensor, cutoff: int, width: float) -> Tensor:
-        ctx.save_for_backward(x, threshold, closed)
+    def forward(ctx, x: Tensor, threshold: Tensor, y: Tensor, gate: Tensor, cutoff: int, width: float) -> Tensor:
+        ctx.save_for_backward(x, threshold, gate)
         ctx.cutoff, ctx.width = cutoff, width
         return y.view_as(y)
 
@@ -49,17 +49,17 @@ class _Gate(torch.autograd.Function):
 
 
 def _gate(x: Tensor, threshold: Tensor, cutoff: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The result, and where the gate is closed: (B, N, high bins)."""
+    """The result, and the gate: where it is open, (B, N, high bins)."""
     length = x.shape[-1]
     spectrum = torch.fft.rfft(x, norm="forward")  # the orthonormal one divided by the root of length
     high = spectrum[..., cutoff:]
-    closed = is_closed(power_of(high), threshold * length**-0.5)
-    high.masked_fill_(closed, 0)
-    return _even_samples(spectrum, length).to(dtype), closed
+    gate = is_open(power_of(high), threshold * length**-0.5)
+    high.mul_(gate)  # masked_fill_ would branch at every bin
+    return _even_samples(spectrum, length).to(dtype), gate
 
 
 def _gate_backward(
-    grad: Tensor, x: Tensor, threshold: Tensor, closed: Tensor, cutoff: int, width: float, learn: bool
+    grad: Tensor, x: Tensor, threshold: Tensor, gate: Tensor, cutoff: int, width: float, learn: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients for x, and for threshold if it is to learn."""
     length = x.shape[-1]
@@ -73,13 +73,13 @@ def _gate_backward(
         if length % 2 == 0 and through_gate.shape[-1]:
             through_gate[..., -1] *= 0.5  # the Nyquist bin has no mirror image
         threshold_grad = through_gate.sum((0, -1)) * (2 / width * length**-0.5)
-    spectrum_grad[..., cutoff:].masked_fill_(closed, 0)
+    spectrum_grad[..., cutoff:].mul_(gate)
     return torch.fft.irfft(spectrum_grad, n=length), threshold_grad
 
 
-def is_closed(power: Tensor, threshold: Tensor) -> Tensor:
-    """Where the gate is closed: |X|^2 of high bins (B, N, K) against thresholds (N,)."""
-    return power < threshold.clamp(min=0).square().unsqueeze(-1)
+def is_open(power: Tensor, threshold: Tensor) -> Tensor:
+    """Where the gate is open: |X|^2 of high bins (B, N, K) against thresholds (N,)."""
+    return power >= threshold.clamp(min=0).square().unsqueeze(-1)
 
 
 def power_of(spectrum: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _gate_in_real_numbers(x: Tensor, threshold: Tensor, cutoff: int, width: floa
     squares = spectrum.detach().square()
     power = (squares + squares.flip(-1)).flatten(-2)  # (B, N, 2 K)
     threshold = threshold.expand(len(x), -1)
-    gate = (~is_closed(power, threshold)).to(x.dtype)
+    gate = is_open(power, threshold).to(x.dtype)
     if threshold.requires_grad and torch.is_grad_enabled():
         soft = torch.sigmoid((power.sqrt() - threshold.unsqueeze(-1)) / width)
         gate = gate + (soft - soft.detach())  # the value of the hard gate, the slope of the soft one

@@ -23,6 +23,7 @@ class Tape:
 
     def __init__(self, kept: Sequence[Tensor] = (), again: bool = False) -> None:
         self.kept, self.again, self.place = list(kept), again, 0
+        self.unread: Tensor | None = None  # what last() gave the second time
 
     def note(self, *results: Tensor) -> None:
         self.kept += results
@@ -103,6 +104,7 @@ class _Lean(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**ctx.autocast), _with(tape):
             results = ctx.function(*(x.view_as(x) for x in inputs))
         results = results if isinstance(results, list) else [results]
+        assert tape.unread is None or tape.unread.data_ptr() == results[-1].data_ptr(), "something follows last()"
         wanted = [source for source, need in zip(sources, needed) if need]
         found = iter(torch.autograd.grad(results, wanted, grads, allow_unused=True))
         return None, None, *(next(found) if need else None for need in needed)
@@ -130,6 +132,17 @@ def once(compute: Callable[[], Sequence[Tensor]], count: int) -> Sequence[Tensor
     return results
 
 
+def last(compute: Callable[[], Tensor], like: Tensor) -> Tensor:
+    """compute()'s result, without its graph: the last one inside of keep_products, and like another tensor in shape and
+    precision. The second time nothing reads it, and it is not computed."""
+    tape = _here.tape
+    if tape is not None and tape.again:
+        tape.unread = like.new_empty(()).expand_as(like)
+        return tape.unread
+    with torch.no_grad():
+        return compute()
+
+
 class Linear(nn.Linear):
     """nn.Linear whose result keep_products keeps, and its weight as rounded for autocast."""
 
@@ -149,7 +162,7 @@ class AddedLinear(Linear):
     """nn.Linear whose result is added to another tensor. keep_products keeps the sum instead of the result, which
     backward does not need: as many bytes, and less to compute again."""
 
-    def forward(self, x: Tensor, to: Tensor, arrange: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, to: Tensor, arrange: Callable[[Tensor], Tensor] = lambda y: y) -> Tensor:
         """to + arrange(the linear layer's result for x); arrange: a change of layout."""
         if torch.compiler.is_compiling() or _here.nothing_kept:
             return to + arrange(super().forward(x))

@@ -1,5 +1,6 @@
 """The temporal module: one stage of DFDBs for every layer of the spatial encoder."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from .winograd import Conv3x3, ConvTranspose3x3
 SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
 FEW_CHANNELS = 80  # with fewer PyTorch's LayerNorm is slower in bfloat16 on a CPU, with more faster
 RESIDUAL_FROM = 4  # a stage of at least so many DFDBs adds each one's input to its output
+ReLU = functools.partial(nn.ReLU, inplace=True)  # behind norms, whose backward reads what went in, not what came out
 
 
 class LayerNorm(nn.LayerNorm):
@@ -38,8 +40,8 @@ class Branch(nn.Module):
         self.dfdu = DFDU(channels, height, width, segments, COF, release)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.stau(self.norm_stau(x))
-        return x + self.dfdu(self.norm_dfdu(x))
+        x = self.stau(self.norm_stau(x), shortcut=x)
+        return self.dfdu(self.norm_dfdu(x), shortcut=x)
 
 
 class DFDB(nn.Module):
@@ -63,7 +65,7 @@ class DFDB(nn.Module):
         super().__init__()
         reduced = channels // groups
         self.residual = residual
-        self.reduction = nn.Sequential(nn.Conv2d(channels, reduced, 1, bias=False), nn.BatchNorm2d(reduced), nn.ReLU())
+        self.reduction = nn.Sequential(nn.Conv2d(channels, reduced, 1, bias=False), nn.BatchNorm2d(reduced), ReLU())
         self.branch_r1 = Branch(reduced, height, width, segments[0], COF, release)
         self.branch_r2 = Branch(reduced, height, width, segments[1], COF, release)
         self.expansion = nn.Sequential(nn.Conv2d(2 * reduced, channels, 1, bias=False), nn.BatchNorm2d(channels))
@@ -72,7 +74,7 @@ class DFDB(nn.Module):
         z = self.reduction(x).permute(0, 2, 3, 1)  # (B, H, W, c)
         z = torch.cat([keep_products(branch, z) for branch in (self.branch_r2, self.branch_r1)], -1)  # (B, H, W, 2c)
         z = self.expansion(z.permute(0, 3, 1, 2))  # (B, P, H, W)
-        return torch.relu(z + x if self.residual else z)
+        return (z + x if self.residual else z).relu_()
 
 
 class Stem(nn.Sequential):
@@ -81,9 +83,9 @@ class Stem(nn.Sequential):
     def __init__(self, channels: int, stride: int) -> None:
         half = channels // 2
         super().__init__(
-            Conv3x3(channels, half), nn.BatchNorm2d(half), nn.ReLU(),
-            nn.BatchNorm2d(half), nn.ReLU(),
-            Conv3x3(half, channels, stride), nn.BatchNorm2d(channels), nn.ReLU(),
+            Conv3x3(channels, half), nn.BatchNorm2d(half), ReLU(),
+            nn.BatchNorm2d(half), ReLU(),
+            Conv3x3(half, channels, stride), nn.BatchNorm2d(channels), ReLU(),
         )  # fmt: skip
         for conv in (self[0], self[5]):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -95,7 +97,7 @@ class Unstem(nn.Sequential):
     def __init__(self, channels: int) -> None:
         half = channels // 2
         super().__init__(
-            ConvTranspose3x3(channels, half), nn.BatchNorm2d(half), nn.ReLU(),
+            ConvTranspose3x3(channels, half), nn.BatchNorm2d(half), ReLU(),
             ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ import main
 from API import digits, visualize
 from API.checkpoint import load_checkpoint
 from API.evaluation import copy_last
+from API.guard import gradient_norm
 from DFDNet import DFDNet
 from WFL import WeightedFrequencyLoss
 
@@ -251,6 +252,20 @@ class HostReads(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         self.count += str(operator).removeprefix("aten.").startswith(self.WAITS)
         return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("largest", [None, 1e-3, 1e9])
+def test_the_norm_of_the_gradient_is_exact_and_clipping_scales_to_it(largest):
+    parameters = [torch.zeros(shape) for shape in ((300, 500), (7,), (2, 3, 3, 3), (4,))]
+    for p in parameters[:-1]:  # the last one has none
+        p.grad = torch.randn(p.shape)
+    parameters[2].grad = parameters[2].grad.contiguous(memory_format=torch.channels_last)
+    before = [p.grad.double() for p in parameters[:-1]]
+    norm = torch.cat([g.flatten() for g in before]).norm().item()
+    assert gradient_norm(parameters, largest).item() == pytest.approx(norm, rel=1e-5)
+    scale = 1 if largest is None else min(1, largest / norm)
+    for p, g in zip(parameters, before):
+        assert torch.allclose(p.grad.double(), g * scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("on_nonfinite", "checkpoint_blocks", "reads"), [("skip", False, 0), ("stop", True, 1)])

@@ -33,7 +33,8 @@ def test_dfdu_equals_the_formulas_written_out(shape, COF):
     unit = unit_of(H, W, c, segments, COF)
     x = torch.randn(B, H, W, c, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    ours, theirs = unit(x), literal.dfdu(y, unit, COF)
+    shortcut = torch.randn_like(x).detach()
+    ours, theirs = unit(x, shortcut), shortcut + literal.dfdu(y, unit, COF)
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
     grad = torch.randn_like(ours)
     weights = [p for name, p in unit.named_parameters() if "threshold" not in name]
@@ -59,9 +60,11 @@ def test_threshold_gradient_is_the_analytic_one_of_the_surrogate(L, COF):
 
 def test_recombination_is_its_formula_and_has_the_numerical_gradient():
     B, H, W, c = 2, 3, 4, 5
-    shapes = (B, H, W, c), (B, H, W, c), (B, H, W, c), (B, 1, W, c), (B, H, 1, c)
-    h, w, q, E_h, E_w = inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.allclose(recombine(*inputs), h * E_w + w * E_h + q * (E_h + E_w), rtol=0, atol=1e-14)
+    shapes = *[(B, H, W, c)] * 3, (B, 1, W, c), (B, H, 1, c), (B, H, W, c)
+    h, w, q, E_h, E_w, shortcut = inputs = [
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes
+    ]
+    assert torch.allclose(recombine(*inputs), h * E_w + w * E_h + q * (E_h + E_w) + shortcut, rtol=0, atol=1e-14)
     assert torch.autograd.gradcheck(recombine, inputs)
 
 
@@ -140,7 +143,7 @@ def test_filter_is_active_but_mild_at_the_start():
 def test_thresholds_learn_in_default_mode_and_never_in_release_mode():
     for release in (False, True):
         unit = DFDU(8, 4, 4, 4, 0.3125, release)
-        unit(torch.randn(2, 4, 4, 8)).square().sum().backward()
+        unit(torch.randn(2, 4, 4, 8), torch.zeros(2, 4, 4, 8)).square().sum().backward()
         for module in (unit.filter_h, unit.filter_w):
             assert (module.threshold.grad is None) == release
             assert release or module.threshold.grad.abs().max() > 0
@@ -151,8 +154,8 @@ def test_statistics_count_what_the_gate_closes_and_stop_with_the_context():
     unit.filter_h.threshold.data.fill_(math.inf)
     unit.filter_w.threshold.data.fill_(-1.0)
     with filter_statistics(unit) as notes:
-        unit(torch.randn(2, 4, 4, 8))
-    unit(torch.randn(2, 4, 4, 8))
+        unit(torch.randn(2, 4, 4, 8), torch.zeros(2, 4, 4, 8))
+    unit(torch.randn(2, 4, 4, 8), torch.zeros(2, 4, 4, 8))
     assert [n.item() for n in notes["filter_h"]] == [1.0]
     assert [n.item() for n in notes["filter_w"]] == [0.0]
 

@@ -128,6 +128,16 @@ def test_a_linear_layer_that_keeps_a_sum_has_the_numerical_gradient():
         assert torch.autograd.gradcheck(lambda x, to, weight, way=way: way(wrapped, x, to), (x, to, layer.weight))
 
 
+def test_nothing_may_read_what_is_said_to_be_the_last_result():
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return lean.last(lambda: x * 1, like=x).tanh()
+
+    y = lean.keep_products(Wrapped(), torch.randn(2, 3, requires_grad=True))
+    with pytest.raises(AssertionError, match="last"):
+        y.sum().backward()
+
+
 def test_running_statistics_count_a_batch_once(monkeypatch):
     for way in ("everything", "inputs"):
         model = make(monkeypatch, way)

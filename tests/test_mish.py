@@ -44,7 +44,7 @@ def test_the_numerical_gradient_is_its_own():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_parts_make_a_whole_and_the_layout_stays(layout):
     x = torch.randn(5, 3, 4, 2).contiguous(memory_format=layout)
-    big = x.repeat(1, 1, 1, AT_A_TIME // 60)  # two at a time, and one alone
+    big = x.repeat(1, 1, 1, AT_A_TIME * torch.get_num_threads() // 60)  # two at a time, and one alone
     big = big.contiguous(memory_format=layout)
     with torch.no_grad():
         y = mish(big)
