@@ -40,8 +40,8 @@ class Branch(nn.Module):
         self.dfdu = DFDU(channels, height, width, segments, COF, release)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stau(self.norm_stau(x), shortcut=x)
-        return self.dfdu(self.norm_dfdu(x), shortcut=x)
+        x = self.stau(self.norm_stau(x), x)  # the second is the shortcut
+        return self.dfdu(self.norm_dfdu(x), x)
 
 
 class DFDB(nn.Module):
