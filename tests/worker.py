@@ -85,9 +85,14 @@ def compare(output: str) -> int:
         norm = sum(value.double().square().sum() for value in other.values()).sqrt()
         return (sum((one[n] - other[n]).double().square().sum() for n in other).sqrt() / norm).item()
 
-    ways = {"copies": {}, "compressed": dict(compress=True)} | ({"shards": dict(shard=True)} if can_shard() else {})
+    ways = {"copies": {}, "compiled copies": {}, "compressed": dict(compress=True)}
+    ways |= {way: dict(shard=True) for way in ("shards", "compiled shards") if can_shard()}
     for way, options in ways.items():
-        model = synchronise_norms(copy.deepcopy(alone), torch.device("cpu"))
+        model, said = synchronise_norms(copy.deepcopy(alone), torch.device("cpu")), ""
+        if way.startswith("compiled"):
+            torch.set_default_dtype(torch.float64)  # of what it is tried out with
+            said = model.compile_blocks(2, backend="eager")
+            torch.set_default_dtype(torch.float32)
         blocks = [block for stage in model.temporal.stages for block in stage]
         options = dict(shard=False, compress=False) | options
         forward = distribute(model, world, torch.device("cpu"), blocks, **options)
@@ -97,6 +102,7 @@ def compare(output: str) -> int:
             "gradients": distance(grads, expected[1]),
             "norm": (norm / expected[2] - 1).abs().item(),
             "statistics": distance(dict(model.named_buffers()), statistics),
+            "warned": float(said.startswith("warning")),
         }
         if way == "shards":
             optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
