@@ -142,8 +142,8 @@ class DFDU(nn.Module):
         # Each signal gets its prediction added, where it lies in x. (B, H, W, c)
         h = self.predict_h(self.filter_h(self.decompose_h(x)), x, self.compose_h)
         w = self.predict_w(self.filter_w(self.decompose_w(x)), x, self.compose_w)
-        E_h = self.embed_h(mean_over(1, h))  # (B, 1, W, c)
-        E_w = self.embed_w(mean_over(2, w))  # (B, H, 1, c)
+        E_h = self.embed_h(mean_over(h, 1))  # (B, 1, W, c)
+        E_w = self.embed_w(mean_over(w, 2))  # (B, H, 1, c)
         return recombine(h, w, self.embed_x(x), E_h, E_w, shortcut)
 
 
@@ -173,7 +173,7 @@ def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype, memory_format=torch.contiguous_format).contiguous()  # to() leaves an x of that dtype as it lies
 
 
-def mean_over(axis: int, x: Tensor) -> Tensor:
+def mean_over(x: Tensor, axis: int) -> Tensor:
     """x.mean(axis, keepdim=True), which would divide its gradient only after spreading it out."""
     return x.sum(axis, keepdim=True) * (1 / x.shape[axis])
 
