@@ -111,9 +111,10 @@ class _Lean(torch.autograd.Function):
 
 
 def _what_a_compiler_keeps(ctx, operator, *args, **kwargs) -> CheckpointPolicy:
-    """The policy of PyTorch's selective checkpointing: matrix products, convolutions and what filters give."""
+    """The policy of PyTorch's selective checkpointing: matrix products, convolutions and what filters give. Depthwise
+    convolutions are cheap, as in eager blocks."""
     name = getattr(operator, "__name__", str(operator)).partition(".")[0]
-    keep = name in ("mm", "addmm", "bmm", "convolution", "irfft")
+    keep = name in ("mm", "addmm", "bmm", "irfft") or (name == "convolution" and args[-1] == 1)  # groups
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 

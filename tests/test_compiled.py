@@ -45,11 +45,11 @@ def test_compiled_blocks_compute_the_same_and_no_batch_size_compiles_again(monke
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_block_keeps_what_an_eager_one_does_and_its_depthwise_convolutions():
+@pytest.mark.parametrize("hid_S", [TINY["hid_S"], 40])  # norms in float32, and in bfloat16
+def test_a_compiled_block_keeps_no_more_than_an_eager_one(hid_S):
     torch._dynamo.reset()
-    model = DFDNet(**TINY | dict(layer_config=(0, 1, 0, 0), hid_S=40))  # wide enough for norms in bfloat16
+    model = DFDNet(**TINY | dict(layer_config=(0, 1, 0, 0), hid_S=hid_S))
     (block,) = model.temporal.stages[1]
-    gates = sum(branch.stau.spatial.out_channels for branch in (block.branch_r1, block.branch_r2)) * 16 * 16 * 2
     own = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), *block.buffers())}
 
     def kept_by_a_sequence() -> float:
@@ -66,7 +66,7 @@ def test_a_compiled_block_keeps_what_an_eager_one_does_and_its_depthwise_convolu
                 torch.autocast("cpu", torch.bfloat16),
                 torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             ):
-                x = as_compiled_for(torch.rand(batch, 160, 16, 16)).requires_grad_()
+                x = as_compiled_for(torch.rand(batch, 4 * hid_S, 16, 16)).requires_grad_()
                 block(x)
             sizes.append(sum(size for key, (size, _) in kept.items() if key not in own))
         return (sizes[1] - sizes[0]) / 2
@@ -74,7 +74,7 @@ def test_a_compiled_block_keeps_what_an_eager_one_does_and_its_depthwise_convolu
     eager = kept_by_a_sequence()
     partition = "aot_eager_decomp_partition"  # what Inductor keeps, without its code
     assert model.compile_blocks(2, lambda: torch.autocast("cpu", torch.bfloat16), partition).startswith("compiled")
-    assert 0 < kept_by_a_sequence() <= eager + gates
+    assert 0 < kept_by_a_sequence() <= eager
 
 
 def test_where_compiling_fails_blocks_run_as_they_are_after_one_warning(monkeypatch):
