@@ -1,4 +1,4 @@
-"""Mish from one sigmoid, against PyTorch's, which takes exp, log1p and tanh."""
+"""Mish from one exponential, against PyTorch's, which takes exp, log1p and tanh."""
 
 import copy
 
