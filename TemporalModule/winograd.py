@@ -27,13 +27,14 @@ AT_ONCE = 8192  # pixels in work at a time, so that values at points do not fill
 
 
 class Conv3x3(nn.Conv2d):
-    """nn.Conv2d with a kernel of 3 and padding of 1, without bias: (B, C, H, W) -> (B, O, H / stride, W / stride)."""
+    """nn.Conv2d with a kernel of 3 and padding of 1: (B, C, H, W) -> (B, O, H / stride, W / stride). Made without bias;
+    a BatchNorm folded into it brings one."""
 
     def __init__(self, C_in: int, C_out: int, stride: int = 1) -> None:
         super().__init__(C_in, C_out, 3, stride, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return winograd(x, self.weight) if pays(x, self) else super().forward(x)
+        return winograd(x, self.weight, self.bias) if pays(x, self) else super().forward(x)
 
 
 class ConvTranspose3x3(ConvTranspose2d):
@@ -45,7 +46,7 @@ class ConvTranspose3x3(ConvTranspose2d):
     def forward(self, x: Tensor) -> Tensor:
         if not pays(x, self):
             return super().forward(x)
-        return winograd(x, self.weight.transpose(0, 1).flip(2, 3)) + self.bias[:, None, None]
+        return winograd(x, self.weight.transpose(0, 1).flip(2, 3), self.bias)
 
 
 def pays(x: Tensor, layer: nn.Module) -> bool:
@@ -62,15 +63,15 @@ def pays(x: Tensor, layer: nn.Module) -> bool:
     )
 
 
-def winograd(x: Tensor, weight: Tensor) -> Tensor:
-    """F.conv2d(x, weight, padding=1): x (B, C, H, W), H and W multiples of 4, weight (O, C, 3, 3) -> (B, O, H, W),
-    channels last in memory. Keeps x and weight for backward."""
-    return _Winograd.apply(x, weight)
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.conv2d(x, weight, bias, padding=1): x (B, C, H, W), H and W multiples of 4, weight (O, C, 3, 3), bias (O,) ->
+    (B, O, H, W), channels last in memory. Keeps x and weight for backward."""
+    return _Winograd.apply(x, weight, bias)
 
 
 class _Winograd(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         _, of_tile, interpolation = matrices(x.dtype)
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
@@ -80,7 +81,8 @@ class _Winograd(torch.autograd.Function):
             values = _at_points(of_tile, _tiles(_padded(x_part), REACH))  # (36, tiles, C)
             products = values @ kernels.mT  # (36, tiles, O)
             tiles = _tiles(y_part, TILE)
-            tiles.copy_((interpolation @ products.transpose(0, 1)).view(tiles.shape))
+            result = (interpolation @ products.transpose(0, 1)).view(tiles.shape)
+            torch.add(result, 0 if bias is None else bias, out=tiles)
         return y.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -101,7 +103,8 @@ class _Winograd(torch.autograd.Function):
             for i, j in itertools.product((slice(TILE), slice(TILE, None)), repeat=2):  # parts that do not overlap
                 tiles[..., i, j, :].add_(to_tiles[..., i, j, :])
         to_weight = (of_kernel.T @ to_kernels.transpose(0, 1)).mT.reshape(weight.shape)
-        return to_x[:, 1:-1, 1:-1].permute(0, 3, 1, 2), to_weight
+        to_bias = grad.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
+        return to_x[:, 1:-1, 1:-1].permute(0, 3, 1, 2), to_weight, to_bias
 
 
 def _portions(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from API.device import round_weights
+from API.inference import ready_to_predict
 from API.summary import kept_bytes
 from benchmarks.plain import PlainDFDNet, PlainLoss
 from benchmarks.tau import TAU, TAULoss
@@ -78,7 +78,7 @@ class Subject:
         plain: bool = False,
         compile_for: int | None = None,
     ) -> None:
-        self.kind, self.device, self.compile_for = kind, device, compile_for
+        self.kind, self.device, self.plain, self.compile_for = kind, device, plain, compile_for
         self.model, self.criterion = model.to(device), criterion.to(device)
         parameters = [p for p in model.parameters() if p.requires_grad]
         # The others take PyTorch's default Adam, as their authors do.
@@ -95,11 +95,10 @@ class Subject:
 
     @functools.cached_property
     def predictor(self) -> nn.Module:
-        """The model as main.py predicts with it: in bfloat16 another one, that does not learn."""
-        if self.kind != "bf16":
+        """The model as main.py predicts with it: another one, that does not learn. The others predict as they are."""
+        if self.plain:
             return self.model
-        model = copy.deepcopy(self.model).eval()
-        round_weights(model)
+        model = ready_to_predict(copy.deepcopy(self.model), self.kind)
         self.compile(model)
         return model
 

@@ -1,6 +1,5 @@
-"""What a Machine sets on a CPU, and the models that it predicts with."""
+"""What a Machine sets on a CPU."""
 
-import copy
 import json
 import mmap
 import platform
@@ -9,12 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import TINY
-from torch import nn
-
-from API.device import Machine
-from DFDNet import DFDNet
 
 FAULTS = """
 import resource
@@ -57,20 +50,3 @@ def test_freed_memory_is_kept_for_the_next_step():
 def test_memory_lies_in_large_pages_but_where_address_space_is_limited():
     assert count_faults(keep=True)[0] < PAGES / 10
     assert count_faults(keep=True, limited=True)[0] > PAGES / 2
-
-
-@pytest.mark.parametrize("release", [False, True])
-def test_a_model_to_predict_gives_the_bits_of_autocast_from_half_the_weights(release):
-    model, past = DFDNet(**TINY, release=release).eval(), torch.rand(2, 4, 1, 32, 32)
-    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-    products = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kinds)}
-    for precision, product in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        machine = Machine("cpu", 0, precision, 0, False)
-        ours = machine.to_predict(copy.deepcopy(model).train())
-        with torch.no_grad(), machine.autocast():
-            assert torch.equal(ours(past), model(past))
-        for name, value in ours.state_dict().items():
-            if name in products:
-                assert value.dtype == product, name
-            elif not name.endswith("bias"):
-                assert value.dtype in (torch.float32, torch.int64), name

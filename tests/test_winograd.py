@@ -24,19 +24,21 @@ def value_and_gradients(function, *inputs: torch.Tensor, parameters=()) -> list[
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 5, 8, 20), (2, 4, 16, 12)])
 @pytest.mark.parametrize("at_once", [8192, 1])  # all images together, and one by one
-def test_value_and_gradients_are_those_of_the_convolution(shape, at_once, monkeypatch):
+@pytest.mark.parametrize("bias", [False, True])
+def test_value_and_gradients_are_those_of_the_convolution(shape, at_once, bias, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", at_once)
     torch.manual_seed(0)
-    x, weight = torch.randn(shape, dtype=torch.float64), torch.randn(7, shape[1], 3, 3, dtype=torch.float64)
-    ours = value_and_gradients(winograd, x, weight)
-    plain = value_and_gradients(lambda x, weight: F.conv2d(x, weight, padding=1), x, weight)
+    shapes = (shape, (7, shape[1], 3, 3), (7,))[: 3 if bias else 2]
+    inputs = [torch.randn(s, dtype=torch.float64) for s in shapes]
+    ours = value_and_gradients(winograd, *inputs)
+    plain = value_and_gradients(lambda *inputs: F.conv2d(*inputs, padding=1), *inputs)
     assert [a.shape for a in ours] == [b.shape for b in plain]
     assert max(map(relative, ours, plain)) < 1e-13
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_numerical_gradient_is_its_own():
-    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 4, 8), (3, 2, 3, 3))]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 4, 8), (3, 2, 3, 3), (3,))]
     assert torch.autograd.gradcheck(winograd, inputs)
 
 
