@@ -185,7 +185,7 @@ def recombine(h: Tensor, w: Tensor, q: Tensor, E_h: Tensor, E_w: Tensor, shortcu
         return h * E_w + w * E_h + q * (E_h + E_w) + shortcut
 
     def compute() -> Tensor:
-        return (h * E_w).addcmul_(w, E_h).addcmul_(q, E_h + E_w) + shortcut
+        return (h * E_w).addcmul_(w, E_h).addcmul_(q, E_h + E_w).add_(shortcut)
 
     total = last(compute, like=h)
     return _Recombine.apply(h, w, q, E_h, E_w, shortcut, total) if torch.is_grad_enabled() else total
