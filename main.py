@@ -180,7 +180,11 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
 
     run = parser.add_argument_group("run")
     run.add_argument("--res_dir", help="folder of all results")
-    run.add_argument("--ex_name", help="name of this run, its folder in res_dir (default: the data set's name)")
+    run.add_argument(
+        "--ex_name",
+        help="name of this run, its folder in res_dir (default: the data set's name; to test and explain, the run that "
+        "--ckpt is of)",
+    )
     run.add_argument(
         "--resume",
         nargs="?",
@@ -266,6 +270,7 @@ def run(argv: Sequence[str]) -> None:
     defaults, given = parse(argv)
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
     from API.checkpoint import last_checkpoint
+    from API.recorder import run_of
 
     mode = given["mode"]
     if mode == "train" and starts():  # by torchrun, after a process was lost
@@ -290,7 +295,10 @@ def run(argv: Sequence[str]) -> None:
     if mode == "predict" and not (given.get("input") and given.get("output")):
         raise ValueError("predict needs --input PATH and --output PATH")
     config, state = core.settle_flags(defaults, given, checkpoint, state)
-    if mode != "compare":
+    if mode in ("test", "explain") and not given.get("ex_name"):
+        folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
+        config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
+    elif mode != "compare":
         config.ex_name = given.get("ex_name") or config.dataname
     if mode == "summary":
         core.summary(config)

@@ -77,6 +77,12 @@ class Recorder:
         write_atomically(self.folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, RUN/checkpoints/NAME.pth; None where it is not in one."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.json").is_file() else None
+
+
 class Silent:
     """Stands where a Recorder does in the processes that leave writing to the first one."""
 

@@ -72,9 +72,7 @@ def test_run_folders_and_predictions_go_together(tmp_path):
     write_arrays(tmp_path / "ours/scores.npz", **ours, **{"copy_last/mse": np.ones((40, 3))})
     compare([tmp_path / "ours", tmp_path / "theirs.npz"], ["strict"], tmp_path / "out")
     assert read_table(tmp_path / "out")["strict", "theirs", "mse"]["verdict"] == "worse"
-    with pytest.raises(
-        ValueError, match=r"ours: was tested without ssim_range_2; test it again with --protocol openstl"
-    ):
+    with pytest.raises(ValueError, match=r"ours: was not tested under openstl; test it again with --protocol openstl"):
         compare([tmp_path / "ours"], ["openstl"], tmp_path / "out")
 
 

@@ -1,6 +1,7 @@
 """The loops, through main.run as a user starts them: small, on the CPU, in this process."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,30 @@ def test_test_mode_rebuilds_the_model_from_the_checkpoint_alone(start):
     )
     longer = json.loads((start.folder / "longer/test.json").read_text())["strict"]
     assert len(longer["model"]["mse"]["per_frame"]) == 9
+
+
+def test_scores_go_to_the_run_that_the_checkpoint_is_of(start, monkeypatch):
+    for name in ("digits", "other"):
+        start("--epochs", "1", "--ex_name", name)
+    scores = {name: start.folder / name / "test.json" for name in ("digits", "other")}
+    before = scores["digits"].read_bytes()
+    checkpoint = start.folder / "other/checkpoints/best.pth"
+
+    def tested(*flags: str) -> None:
+        start("--ckpt", *flags, "--protocol", "openstl", mode="test")
+
+    tested("results/other/checkpoints/best.pth")
+    assert list(json.loads(scores["other"].read_text()))[-1] == "openstl"
+    tested(str(checkpoint), "--res_dir", "elsewhere")
+    assert (start.folder.parent / "elsewhere/other/test.json").is_file()
+    shutil.copy(checkpoint, "theirs.pth")
+    tested("theirs.pth")
+    assert (start.folder / "theirs/test.json").is_file()
+    scores["other"].unlink()
+    monkeypatch.chdir(checkpoint.parent)
+    tested("best.pth")
+    assert scores["other"].is_file()
+    assert scores["digits"].read_bytes() == before
 
 
 def same(a, b) -> bool:
