@@ -155,7 +155,11 @@ def build_parser(preset: dict) -> argparse.ArgumentParser:
         "--layer_config", type=not_negative, nargs="+", help="DFDBs of the temporal stages, one number each"
     )
     model.add_argument("--groups", type=whole, help="a DFDB works on T * hid_S / groups channels")
-    model.add_argument("--COF", type=float, help="cut-off frequency, of the signal length; the filter acts above it")
+    model.add_argument(
+        "--COF",
+        type=float,
+        help="cut-off frequency, of the signal length; the filter acts above it: nowhere from 0.5 on",
+    )
     model.add_argument(
         "--segments", type=whole, nargs=2, metavar=("R1", "R2"), help="channel segments of a DFDB's branches"
     )

@@ -18,6 +18,10 @@ from .metrics import HIGHER_IS_BETTER, PROTOCOLS, Scores, describe
 from .recorder import read_arrays, write_atomically
 
 CONFIDENCE = 1.96  # standard errors: 95 % of a normal distribution
+CAVEAT = (
+    "±: 95 % confidence, over the test sequences alone. Another training seed moves scores too, often further: where "
+    "two recipes are compared, train each with several."
+)
 
 
 @dataclass
@@ -137,6 +141,8 @@ def as_markdown(table: Sequence[dict]) -> str:
                 cells.append(cell)
             lines.append(f"| {run} | " + " | ".join(cells) + " |")
         lines.append("")
+    if any("difference" in row for row in table):
+        lines += [CAVEAT, ""]
     return "\n".join(lines)
 
 

@@ -33,6 +33,8 @@ def test_a_gain_within_noise_reads_as_such_and_a_real_one_too(tmp_path):
     assert float(table["strict", "first", "mse"]["mean"]) == pytest.approx(0.01 * 256, rel=0.05)
     assert float(table["openstl", "first", "ssim"]["mean"]) > float(table["strict", "first", "ssim"]["mean"])
     assert text == (tmp_path / "out/comparison.md").read_text()
+    assert "Another training seed" in text
+    assert "seed" not in compare(paths[:1], ["strict"], tmp_path / "alone")
     for name in ("curves.png", "sequences.png"):
         assert Image.open(tmp_path / "out" / name).size[0] > 300
 
