@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -152,6 +153,8 @@ def load_checkpoint(path: Path) -> dict:
     Raises ValueError, in one line that names path, where it is missing, damaged, or no checkpoint.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'checkpoints/best.pth'}")
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
@@ -159,11 +162,12 @@ def load_checkpoint(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
-            reason = "it holds more than tensors and plain values, and is not run"
-        else:
-            reason = "not a PyTorch checkpoint"
-        raise ValueError(f"{path}: {reason} ({str(error).strip().splitlines()[0][:120]})") from None
+        unwanted = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
+        reason = "not a PyTorch checkpoint"
+        if unwanted or zipfile.is_zipfile(path):
+            what = f" ({unwanted[1]})" if unwanted else ""
+            reason = f"it holds more than tensors and plain values{what}, and is not run"
+        raise ValueError(f"{path}: {reason}") from None
     except Exception as error:  # a damaged zip archive fails in many ways
         raise ValueError(f"{path}: damaged or not a PyTorch checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict):

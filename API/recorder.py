@@ -79,7 +79,7 @@ class Recorder:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in, RUN/checkpoints/NAME.pth; None where it is not in one."""
-    folder = checkpoint.absolute().parent
+    folder = (checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()).parent
     return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.json").is_file() else None
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,8 @@ MISTAKES = {
     "test without a checkpoint": (["test"], "--ckpt"),
     "missing checkpoint": (["test", "--ckpt", "none.pth"], "none.pth"),
     "text for a checkpoint": (["test", "--ckpt", "text.pth"], "text.pth"),
+    "folder for a checkpoint": (["test", "--ckpt", "run"], "run/checkpoints/best.pth"),
+    "checkpoint with more than tensors": (["test", "--ckpt", "objects.pth"], "(fractions.Fraction)"),
     "checkpoint of something else": (["test", "--ckpt", "other.pth"], "other.pth"),
     "release checkpoint of something else": (["test", "--release", "--ckpt", "other.pth"], "other.pth"),
     "flags that do not fit": ([*TINY_FLAGS, "--groups", "3"], "--groups"),
@@ -88,6 +91,8 @@ def test_mistakes_end_in_one_line_and_code_2(mistake, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.pth").write_text("hello")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save({"objects": Fraction(1, 2)}, tmp_path / "objects.pth")
+    (tmp_path / "run").mkdir()
     flags, words = MISTAKES[mistake]
     monkeypatch.setattr(sys, "argv", ["main.py", *flags])
     assert main.main() == 2
