@@ -226,5 +226,5 @@ def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> N
     """Raise ValueError where a run would not go on as it began."""
     for flag in flags:
         if now[flag] != then.get(flag):
-            was = f"this run has {then.get(flag)}"
-            raise ValueError(f"--{flag} {now[flag]}: {was}; leave it so to --resume, or take another --ex_name")
+            was = f"this run has {then.get(flag)}; leave it so to --resume"
+            raise ValueError(f"--{flag} {now[flag]}: {was}, or start another --ex_name, with --init from its weights")
