@@ -351,6 +351,7 @@ def train_one_epoch(
         sequences += len(batch[0]) * world.size
         if progress.due():
             progress.show(step, f"loss {loss.item():.1f}  lr {scheduler.get_last_lr()[0]:.2g}", sequences)
+            machine.crowding.look()
         if after_step:
             after_step(step, total, guard)
         mark = time.perf_counter()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .crowding import Crowding
 from .distributed import World
 from .inference import ready_to_predict
 from .processes import processes
@@ -63,6 +64,7 @@ class Machine:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs
             torch.use_deterministic_algorithms(True)
+        self.crowding = Crowding(self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
 

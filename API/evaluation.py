@@ -47,6 +47,7 @@ def evaluate(
         done += len(past)
         if progress.due():
             progress.show(step, "", done)
+            machine.crowding.look()
     progress.close()
     values = {name: machine.world.join(score.values()) for name, score in scores.items()}
     done = len(next(iter(values["model"].values())))
