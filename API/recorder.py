@@ -79,8 +79,11 @@ class Recorder:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in, RUN/checkpoints/NAME.pth; None where it is not in one."""
-    folder = (checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()).parent
-    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.json").is_file() else None
+    here, folder = Path.cwd(), Path(os.path.abspath(checkpoint)).parent  # ".." taken out
+    run = folder.parent
+    if folder.name != "checkpoints" or not (run / "config.json").is_file():
+        return None
+    return run.relative_to(here) if here in run.parents else run
 
 
 class Silent:
