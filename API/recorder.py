@@ -79,7 +79,7 @@ class Recorder:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in, RUN/checkpoints/NAME.pth; None where it is not in one."""
-    here, folder = Path.cwd(), Path(os.path.abspath(checkpoint)).parent  # ".." taken out
+    here, folder = Path.cwd(), checkpoint.resolve().parent
     run = folder.parent
     if folder.name != "checkpoints" or not (run / "config.json").is_file():
         return None
