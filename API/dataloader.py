@@ -6,8 +6,12 @@ have __getitems__(indices), which returns a batch of both at once. A data set wi
 epoch e asks it for the numbers from e * len on.
 """
 
+import ctypes
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from multiprocessing.context import BaseContext
+from multiprocessing.sharedctypes import RawValue
 
 import numpy as np
 import torch
@@ -66,6 +70,32 @@ def collate(items: list | tuple) -> tuple[torch.Tensor, torch.Tensor]:
     return items if isinstance(items, tuple) else tuple(default_collate(items))
 
 
+class Flag:
+    """An event between processes, without the lock of multiprocessing's: a process that is killed while it holds that
+    one, be it to look, leaves all others waiting for ever."""
+
+    def __init__(self) -> None:
+        self.value = RawValue(ctypes.c_bool, False)
+
+    def is_set(self) -> bool:
+        """Whether set has been called."""
+        return self.value.value
+
+    def set(self) -> None:
+        """Raise the flag, for all processes."""
+        self.value.value = True
+
+
+def worker_context() -> BaseContext:
+    """What starts the processes that load data: as multiprocessing does here, but with Flags for events."""
+
+    class Context(type(multiprocessing.get_context())):
+        def Event(self) -> Flag:
+            return Flag()
+
+    return Context()
+
+
 def load_data(
     name: str,
     *,
@@ -104,6 +134,7 @@ def load_data(
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=train and num_workers > 0,
+            multiprocessing_context=worker_context() if num_workers else None,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own: the global generator is left alone
         )

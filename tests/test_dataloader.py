@@ -1,8 +1,13 @@
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from API.dataloader import EpochBatches, load_data
+from API.dataloader import EpochBatches, Flag, load_data
 
 SHAPES = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), batch_size=4, val_batch_size=7)
 
@@ -73,3 +78,47 @@ def test_the_global_random_generator_is_left_alone():
     before = torch.get_rng_state()
     next(iter(load_data("digits", **SHAPES, splits=["train"])["train"]))
     assert torch.equal(before, torch.get_rng_state())
+
+
+KILLED = """
+import multiprocessing, os, signal, sys
+from API import digits
+from API.dataloader import load_data
+
+def dies(self, indices):
+    # At the worst instant: while it looks whether to end, in _worker_loop, which an Event does under a lock.
+    frame = sys._getframe()
+    while "done_event" not in frame.f_locals:
+        frame = frame.f_back
+    lock = getattr(frame.f_locals["done_event"], "_cond", None)
+    if lock is not None:
+        lock.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+multiprocessing.set_start_method("fork")
+digits.SEQUENCES = {"train": 8, "val": 4, "test": 4}
+shape = (4, 1, 32, 32)
+loaders = load_data("digits", in_shape=shape, out_shape=shape, batch_size=2, val_batch_size=2, num_workers=2)
+type(loaders["train"].dataset).__getitems__ = dies
+try:
+    next(iter(loaders["train"]))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes here are not forked")
+def test_a_data_process_killed_at_the_worst_instant_keeps_nobody_waiting():
+    repo, command = Path(__file__).parents[1], [sys.executable, "-c", KILLED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=repo, timeout=60)
+    assert "exited unexpectedly" in done.stdout or "is killed by signal" in done.stdout
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_flag_is_seen_by_processes_however_they_start(method):
+    context, flag = multiprocessing.get_context(method), Flag()
+    assert not flag.is_set()
+    process = context.Process(target=flag.set)
+    process.start()
+    process.join()
+    assert flag.is_set()
