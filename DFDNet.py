@@ -7,26 +7,16 @@ Shapes: B sequences of T past frames of C x H x W pixels; D = hid_S features a f
       temporal    all frames together                      m_i (B, P, H_i, W_i), one stage of DFDBs a layer
       decoder     frame by frame; deepest m first, the shallower ones added on the way up
     future (B, T_out, C_out, H, W)
-
-From the encoder's first layer to the decoder's last all lies channels last in memory, on CPUs and compiled: so the
-DFDBs read it, and matrix units like it. (PyTorch's GroupNorm on a GPU, not compiled, turns to channels first.)
 """
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from TemporalModule import TemporalModule
-from TemporalModule.compiled import Kind, compile_kinds
-from TemporalModule.lean import Conv2d, ConvTranspose2d, keep_inputs, keep_products
-from TemporalModule.mish import GroupNormMish
-from TemporalModule.release import convert_release, infer_release_args, read_release
-from TemporalModule.temporal import SEGMENTS
 
 
 class ConvSC(nn.Module):
@@ -36,13 +26,14 @@ class ConvSC(nn.Module):
         super().__init__()
         padding = (kernel_size - 1) // 2
         if transposed and stride > 1:
-            self.conv = ConvTranspose2d(C_in, C_out, kernel_size, stride, padding, output_padding=stride // 2)
+            self.conv = nn.ConvTranspose2d(C_in, C_out, kernel_size, stride, padding, output_padding=stride // 2)
         else:
-            self.conv = Conv2d(C_in, C_out, kernel_size, stride, padding)
-        self.norm = GroupNormMish(2, C_out)
+            self.conv = nn.Conv2d(C_in, C_out, kernel_size, stride, padding)
+        self.norm = nn.GroupNorm(2, C_out)
+        self.act = nn.Mish()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        return self.act(self.norm(self.conv(x)))
 
 
 class Encoder(nn.Module):
@@ -57,10 +48,10 @@ class Encoder(nn.Module):
 
     def forward(self, past: Tensor) -> list[Tensor]:
         T, features = past.shape[1], []
-        x = past.flatten(0, 1).clone(memory_format=torch.channels_last)  # (B*T, C, H, W)
+        x = rearrange(past, "B T C H W -> (B T) C H W")
         for layer in self.layers:
             x = layer(x)
-            features.append(frames_as_channels(x, T))
+            features.append(rearrange(x, "(B T) D H W -> B (T D) H W", T=T))
         return features
 
 
@@ -73,14 +64,15 @@ class Decoder(nn.Module):
             ConvSC(D, D, k, stride, transposed=True)
             for k, stride in zip(reversed(kernel_size), reversed(strides(len(kernel_size))))
         )
-        self.readout = Conv2d(D, C, 1)
+        self.readout = nn.Conv2d(D, C, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         B, D = features[0].shape[0], self.readout.in_channels
-        *shallower, x = (channels_as_frames(m, D) for m in features)  # (B*T, D, H_i, W_i)
-        for layer, m in zip(self.layers, reversed(shallower)):
+        *shallower, x = (rearrange(m, "B (T D) H W -> (B T) D H W", D=D) for m in features)
+        *up, last = self.layers
+        for layer, m in zip(up, reversed(shallower), strict=True):
             x = layer(x) + m
-        return self.readout(self.layers[-1](x)).unflatten(0, (B, -1)).contiguous()
+        return rearrange(self.readout(last(x)), "(B T) C H W -> B T C H W", B=B)
 
 
 class DFDNet(nn.Module):
@@ -94,7 +86,7 @@ class DFDNet(nn.Module):
         COF: cut-off frequency of the filter as a fraction of the signal length; bins below always pass.
         groups: a DFDB works on P // groups channels.
         layer_config: DFDBs a stage, one number a layer.
-        release: compute what the authors' released code computes (README, "differences").
+        release: compute what the authors' released code computes (docs/method.md).
         segments: channel segments of a DFDB's two branches.
 
     Raises: ValueError, naming the flag, for sizes that do not fit together.
@@ -111,7 +103,7 @@ class DFDNet(nn.Module):
         groups: int = 2,
         layer_config: Sequence[int] = (1, 8, 2, 8),
         release: bool = False,
-        segments: Sequence[int] = SEGMENTS,
+        segments: Sequence[int] = (4, 8),
     ) -> None:
         super().__init__()
         kernel_size = [kernel_size] if isinstance(kernel_size, int) else list(kernel_size)
@@ -119,11 +111,11 @@ class DFDNet(nn.Module):
         kernel_size = kernel_size * layer if len(kernel_size) == 1 else kernel_size
         self.T, C, H, W = in_shape
         self.T_out, C_out = out_shape[:2]
-        self.D = hid_S
-        self.sizes = feature_sizes(H, W, layer)  # of the encoder's layers
 
         self.encoder = Encoder(C, hid_S, kernel_size)
-        self.temporal = TemporalModule(self.T * hid_S, self.sizes, layer_config, groups, COF, segments, release)
+        self.temporal = TemporalModule(
+            self.T * hid_S, feature_sizes(H, W, layer), layer_config, groups, COF, segments, release
+        )
         self.decoder = Decoder(hid_S, C_out, kernel_size)
 
     def forward(self, past: Tensor) -> Tensor:
@@ -135,59 +127,7 @@ class DFDNet(nn.Module):
 
     def predict_once(self, past: Tensor) -> Tensor:
         """T frames -> the next T frames: (B, T, C, H, W) -> (B, T, C_out, H, W)."""
-        call = keep_inputs if self.temporal.checkpoint_blocks else keep_products  # for backward
-        e = call(self.encoder, past)  # [(B, P, H_i, W_i)]
-        m = self.temporal(e)  # [(B, P, H_i, W_i)]
-        return call(self.decoder, m)
-
-    def compile_blocks(
-        self,
-        sequences: int,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
-        backend: str | Callable = "inductor",
-    ) -> str:
-        """Compile what repeats: the DFDBs, and what follows a convolution in encoder and decoder. In evaluation mode
-        not to train.
-
-        sequences: how many there will usually be at once; others work, too. autocast: the context they will run in;
-        backend: of torch.compile. Returns a line that says how it went; where it failed all stay as they are.
-        """
-        began, device = time.perf_counter(), self.decoder.readout.weight.device
-        sizes = [*self.sizes, *reversed(self.sizes[:-1]), self.sizes[0]]  # down, and up again
-        norms: dict[tuple[int, int], list[nn.Module]] = {}
-        for layer, size in zip((*self.encoder.layers, *self.decoder.layers), sizes, strict=True):
-            norms.setdefault(size, []).append(layer.norm)
-        kinds, frames = self.temporal.kinds(sequences), sequences * self.T
-        kinds += [Kind(parts, torch.randn(frames, self.D, *size, device=device)) for size, parts in norms.items()]
-        problem = compile_kinds(kinds, autocast, backend)
-        if problem:
-            return f"warning: compiling failed, going on without ({problem})"
-        return f"compiled {len(kinds)} kinds of blocks in {time.perf_counter() - began:.0f} s"
-
-    @classmethod
-    def from_release(cls, checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> "DFDNet":
-        """A model with the weights of the authors' released code.
-
-        checkpoint: a path or a mapping; a bare state dict or one under 'net'. The shapes in it tell all arguments but
-        COF and out_shape's T; model_args overrides. release=False starts a model of the default mode from these
-        weights: the one LayerNorm of a branch is copied to both, and the thresholds can learn from where they are.
-
-        Raises: ValueError with the first name that is missing, left over or of another shape.
-        """
-        state = read_release(checkpoint)
-        model = cls(**infer_release_args(state) | model_args, release=release)
-        model.load_state_dict(convert_release(state, model))
-        return model
-
-
-def frames_as_channels(frames: Tensor, T: int) -> Tensor:
-    """The features of T frames as channels of one map: (B*T, D, H, W) -> (B, T*D, H, W), channels last in memory."""
-    return frames.permute(0, 2, 3, 1).unflatten(0, (-1, T)).permute(0, 2, 3, 1, 4).flatten(3).permute(0, 3, 1, 2)
-
-
-def channels_as_frames(features: Tensor, D: int) -> Tensor:
-    """The inverse of frames_as_channels: (B, T*D, H, W) -> (B*T, D, H, W), channels last in memory."""
-    return features.permute(0, 2, 3, 1).unflatten(3, (-1, D)).permute(0, 3, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
+        return self.decoder(self.temporal(self.encoder(past)))
 
 
 def strides(layer: int) -> list[int]:

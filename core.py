@@ -11,8 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from API import visualize
-from API.checkpoint import (
+from API.dataloader import SPLITS, load_data
+from API.datasets.report import report
+from API.deploy.export import write_export
+from API.deploy.predict import Predictor, Request
+from API.deploy.predict import predict as predict_clips
+from API.evaluation import figures
+from API.evaluation.compare import compare as compare_runs
+from API.evaluation.explain import draw_filters
+from API.evaluation.lpips import find_lpips
+from API.evaluation.metrics import Scores
+from API.evaluation.summary import cost_table, costs
+from API.evaluation.test_set import evaluate
+from API.machine.device import Machine, choose_device, choose_precision, free_memory
+from API.machine.distributed import synchronise_norms
+from API.machine.sharding import distribute, gathered, restore_states, whole_states, without_exchange
+from API.run.checkpoint import (
     SaveEvery,
     Saver,
     load_checkpoint,
@@ -20,25 +34,12 @@ from API.checkpoint import (
     refuse_changed_flags,
     restore_random_states,
 )
-from API.compare import compare as compare_runs
-from API.dataloader import SPLITS, load_data
-from API.device import Machine, Progress, choose_device, choose_precision, free_memory
-from API.distributed import synchronise_norms
-from API.evaluation import evaluate
-from API.explain import draw_filters
-from API.export import write_export
-from API.guard import Guard, gradient_norm
-from API.interrupt import Interrupted, StopSignals
-from API.lpips import find_lpips
-from API.metrics import Scores
-from API.predict import Predictor, Request
-from API.predict import predict as predict_clips
-from API.recorder import Recorder, Silent, describe_epoch
-from API.report import report
-from API.sharding import distribute, gathered, restore_states, whole_states, without_exchange
-from API.summary import cost_table, costs
+from API.run.guard import Guard, gradient_norm
+from API.run.interrupt import Interrupted, StopSignals
+from API.run.progress import Progress
+from API.run.recorder import Recorder, Silent, describe_epoch
+from API.run.release import infer_release_args, read_release
 from DFDNet import DFDNet, check_sizes
-from TemporalModule.release import infer_release_args, read_release
 from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
 from WFL import WeightedFrequencyLoss
 
@@ -227,7 +228,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
     train_epochs(training, loaders, recorder)
     if machine.world.main:
-        visualize.training_curves(recorder.history(), recorder.figures / "training.png")
+        figures.training_curves(recorder.history(), recorder.figures / "training.png")
     path = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
     model = machine.to_predict(load_weights(build_model(config), config, load_checkpoint(path), str(path)))
     evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine, path))
@@ -251,7 +252,7 @@ def train_epochs(training: Training, loaders: Mapping[str, DataLoader], recorder
     config, machine, batches = training.config, training.machine, loaders["train"].batch_sampler
     world = machine.world
     criterion = build_criterion(config).to(machine.device)
-    board = visualize.Board(recorder.folder, training.epoch) if world.main else None
+    board = figures.Board(recorder.folder, training.epoch) if world.main else None
     last, best = recorder.checkpoints / "last.pth", recorder.checkpoints / "best.pth"
     due = SaveEvery(config.save_every)
     with StopSignals() as stop, Saver(world.main) as saver:
@@ -481,7 +482,7 @@ def data(config: Config) -> None:
     datasets = {split: loader.dataset for split, loader in build_loaders(config, prepare(config), SPLITS).items()}
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     recorder.log(report(config.dataname, datasets))
-    visualize.contact_sheet(datasets, recorder.figures / "data.png")
+    figures.contact_sheet(datasets, recorder.figures / "data.png")
     recorder.log(f"samples of each split: {recorder.figures / 'data.png'}")
 
 

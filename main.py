@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from API.interrupt import RESUME_ME, Interrupted
+from API.machine.processes import leave, processes, rank, starts
 from API.presets import PRESETS
-from API.processes import leave, processes, rank, starts
+from API.run.interrupt import RESUME_ME, Interrupted
 
 MODES = ("train", "test", "predict", "compare", "explain", "export", "data", "summary")
 DESCRIPTION = """\
@@ -273,8 +273,8 @@ def run(argv: Sequence[str]) -> None:
     """Parse, settle the flags, call the mode's function."""
     defaults, given = parse(argv)
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
-    from API.checkpoint import last_checkpoint
-    from API.recorder import run_of
+    from API.run.checkpoint import last_checkpoint
+    from API.run.recorder import run_of
 
     mode = given["mode"]
     if mode == "train" and starts():  # by torchrun, after a process was lost
@@ -347,7 +347,7 @@ def explain_failure(error: Exception) -> str | None:
             return lines[-1].partition(": ")[2]
         return str(error)
     if isinstance(error, RuntimeError):
-        from API.device import describe_failure
+        from API.machine.device import describe_failure
 
         return describe_failure(error)
     return None

@@ -1,1 +1,5 @@
-"""Everything around the model: data sets, metrics, run folders, pictures. Knows nothing of DFDNet or of the loss."""
+"""Everything around the model: data, runs, machines, speed, evaluation, deployment. It knows nothing of DFDNet."""
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line that names the flag or file and says what to do. main.py exits with code 2."""

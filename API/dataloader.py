@@ -1,9 +1,6 @@
 """load_data: the one door to every data set.
 
-A data set is a file API/<name>.py with a function dataset(split, *, data_root, in_shape, out_shape, seed, **options)
-and a preset of that name. Items are (past (T, C, H, W), future (T_out, C_out, H, W)), float32 in [0, 1]. It may
-have __getitems__(indices), which returns a batch of both at once. A data set with generated = True makes up its items:
-epoch e asks it for the numbers from e * len on.
+What a data set is stands in API/datasets/__init__.py.
 """
 
 import ctypes
@@ -17,21 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .distributed import World
+from .machine.distributed import World
 from .presets import PRESETS
 
 SPLITS = ("train", "val", "test")
-
-
-class BatchedDataset(Dataset):
-    """A data set that makes batches at once, by __getitems__; a single item is a batch of one."""
-
-    generated = False
-    skipped: Sequence[str] = ()  # what was left out of it, in words
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        past, future = self.__getitems__([index])
-        return past[0], future[0]
 
 
 class EpochBatches(Sampler):
@@ -117,7 +103,7 @@ def load_data(
     """
     if name not in PRESETS:
         raise ValueError(f"--dataname {name}: unknown, choose from {', '.join(PRESETS)}")
-    module = import_module(f".{name}", __package__)
+    module = import_module(f".datasets.{name}", __package__)
     loaders = {}
     for split in splits:
         data = module.dataset(

@@ -1,47 +1,32 @@
 """The temporal module: one stage of DFDBs for every layer of the spatial encoder."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .compiled import Kind
-from .dfdu import DFDU, ThresholdFilter
-from .lean import ConvTranspose2d, at_least_float32, keep_inputs, keep_products
+from .dfdu import DFDU
 from .stau import STAU
-from .winograd import Conv3x3, ConvTranspose3x3
 
-SEGMENTS = (4, 8)  # channel segments of a DFDB's two branches at 32x32 feature maps
-FEW_CHANNELS = 80  # with fewer PyTorch's LayerNorm is slower in bfloat16 on a CPU, with more faster
 RESIDUAL_FROM = 4  # a stage of at least so many DFDBs adds each one's input to its output
-ReLU = functools.partial(nn.ReLU, inplace=True)  # behind norms, whose backward reads what went in, not what came out
-
-
-class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm: (…, channels) -> the same, in x's precision (on a GPU autocast makes norms float32)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        few = x.shape[-1] < FEW_CHANNELS
-        return super().forward(at_least_float32(x) if few else x).to(x.dtype)
 
 
 class Branch(nn.Module):
-    """Attention, then dynamics, each on normalised features and with a shortcut: (B, H, W, c) -> (B, H, W, c).
+    """Attention, then dynamics, each on normalised features: (B, H, W, c) -> (B, H, W, c).
 
-    release: the authors' code has one LayerNorm and uses it twice.
+    release: one LayerNorm, used twice, as in the authors' code.
     """
 
     def __init__(self, channels: int, height: int, width: int, segments: int, COF: float, release: bool) -> None:
         super().__init__()
-        self.norm_stau = LayerNorm(channels)
+        self.norm_stau = nn.LayerNorm(channels)
         self.stau = STAU(channels)
-        self.norm_dfdu = self.norm_stau if release else LayerNorm(channels)
+        self.norm_dfdu = self.norm_stau if release else nn.LayerNorm(channels)
         self.dfdu = DFDU(channels, height, width, segments, COF, release)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stau(self.norm_stau(x), x)  # the second is the shortcut
-        return self.dfdu(self.norm_dfdu(x), x)
+        x = x + self.stau(self.norm_stau(x))
+        return x + self.dfdu(self.norm_dfdu(x))
 
 
 class DFDB(nn.Module):
@@ -58,23 +43,31 @@ class DFDB(nn.Module):
         width: int,
         groups: int,
         COF: float,
-        segments: Sequence[int] = SEGMENTS,
+        segments: Sequence[int],
         residual: bool = False,
         release: bool = False,
     ) -> None:
         super().__init__()
         reduced = channels // groups
         self.residual = residual
-        self.reduction = nn.Sequential(nn.Conv2d(channels, reduced, 1, bias=False), nn.BatchNorm2d(reduced), ReLU())
+        self.reduction = nn.Sequential(
+            nn.Conv2d(channels, reduced, 1, bias=False),
+            nn.BatchNorm2d(reduced),
+            nn.ReLU(),
+        )
         self.branch_r1 = Branch(reduced, height, width, segments[0], COF, release)
         self.branch_r2 = Branch(reduced, height, width, segments[1], COF, release)
-        self.expansion = nn.Sequential(nn.Conv2d(2 * reduced, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.expansion = nn.Sequential(
+            nn.Conv2d(2 * reduced, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.reduction(x).permute(0, 2, 3, 1)  # (B, H, W, c)
-        z = torch.cat([keep_products(branch, z) for branch in (self.branch_r2, self.branch_r1)], -1)  # (B, H, W, 2c)
+        z = torch.cat([self.branch_r2(z), self.branch_r1(z)], -1)  # (B, H, W, 2c)
         z = self.expansion(z.permute(0, 3, 1, 2))  # (B, P, H, W)
-        return (z + x if self.residual else z).relu_()
+        return self.relu(x + z if self.residual else z)
 
 
 class Stem(nn.Sequential):
@@ -83,9 +76,9 @@ class Stem(nn.Sequential):
     def __init__(self, channels: int, stride: int) -> None:
         half = channels // 2
         super().__init__(
-            Conv3x3(channels, half), nn.BatchNorm2d(half), ReLU(),
-            nn.BatchNorm2d(half), ReLU(),
-            Conv3x3(half, channels, stride), nn.BatchNorm2d(channels), ReLU(),
+            nn.Conv2d(channels, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(half, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
         )  # fmt: skip
         for conv in (self[0], self[5]):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -97,8 +90,8 @@ class Unstem(nn.Sequential):
     def __init__(self, channels: int) -> None:
         half = channels // 2
         super().__init__(
-            ConvTranspose3x3(channels, half), nn.BatchNorm2d(half), ReLU(),
-            ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
+            nn.ConvTranspose2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
         )  # fmt: skip
 
 
@@ -106,7 +99,7 @@ class TemporalModule(nn.Module):
     """Predict every encoder layer's features: a list of (B, P, H_i, W_i) -> a list of the same shapes.
 
     P = T*D: all frames of a layer side by side, so that a DFDB's channel mixing is mixing in time. Stage i is
-    layer_config[i] DFDBs in a row; the first works at half resolution, the last behind a stem and a 3x3 maximum.
+    layer_config[i] DFDBs in series; the first works at half resolution, the last behind a stem and a 3x3 maximum.
     """
 
     def __init__(
@@ -116,47 +109,22 @@ class TemporalModule(nn.Module):
         layer_config: Sequence[int],
         groups: int,
         COF: float,
-        segments: Sequence[int] = SEGMENTS,
+        segments: Sequence[int] = (4, 8),
         release: bool = False,
     ) -> None:
         super().__init__()
-        sizes = [(sizes[0][0] // 2, sizes[0][1] // 2), *sizes[1:]]
+        (H, W), *deeper = sizes
         self.stem_first = Stem(channels, stride=2)
         self.stem_last = nn.Sequential(Stem(channels, stride=1), nn.MaxPool2d(3, stride=1, padding=1))
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(DFDB(channels, *size, groups, COF, segments, depth >= RESIDUAL_FROM, release) for _ in range(depth))
-            )
-            for depth, size in zip(layer_config, sizes, strict=True)
-        )
+        self.stages = nn.ModuleList()
+        for depth, (height, width) in zip(layer_config, [(H // 2, W // 2), *deeper], strict=True):
+            residual = depth >= RESIDUAL_FROM
+            blocks = [DFDB(channels, height, width, groups, COF, segments, residual, release) for _ in range(depth)]
+            self.stages.append(nn.Sequential(*blocks))
         self.unstem_first = Unstem(channels)
-        self.sizes = sizes
-        self.checkpoint_blocks = False  # keep nothing but the blocks' inputs for backward
-
-    def kinds(self, sequences: int) -> list[Kind]:
-        """The DFDBs by stage, to compile for so many sequences at once."""
-        weight = self.unstem_first[0].weight
-        return [
-            Kind(stage, torch.randn(sequences, weight.shape[0], *size, device=weight.device))
-            for stage, size in zip(self.stages, self.sizes)
-            if len(stage)
-        ]
-
-    def use_matrices(self) -> None:
-        """Compute the filters' Fourier transforms as matrix products, for formats without them; for inference."""
-        known: dict[int, tuple[Tensor, ...]] = {}
-        for module in self.modules():
-            if isinstance(module, ThresholdFilter):
-                module.use_matrices(known)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        call = keep_inputs if self.checkpoint_blocks else nn.Module.__call__
         first, *middle, last = features
-        predicted = []
-        for stage, x in zip(
-            self.stages, (call(self.stem_first, first), *middle, call(self.stem_last, last)), strict=True
-        ):
-            for block in stage:
-                x = call(block, x)
-            predicted.append(x)
-        return [call(self.unstem_first, predicted[0]), *predicted[1:]]
+        stage_inputs = [self.stem_first(first), *middle, self.stem_last(last)]
+        first, *deeper = (stage(x) for stage, x in zip(self.stages, stage_inputs, strict=True))
+        return [self.unstem_first(first), *deeper]

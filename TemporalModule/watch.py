@@ -1,41 +1,65 @@
 """See the filters work: how much they remove, and how far their thresholds have moved."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from .dfdu import ThresholdFilter
+from .filter import ThresholdFilter
+
+
+def filters_of(model: nn.Module) -> dict[str, ThresholdFilter]:
+    """Every filter of a model, by the name of its module."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ThresholdFilter)}
+
+
+@torch.no_grad()
+def removed(module: ThresholdFilter, x: Tensor) -> Tensor:
+    """x (B, N, L) -> (2,): the fractions of the high bins, and of all energy, that the filter removes of x."""
+    spectrum = module.spectrum(x)
+    closed = 1 - module.gate(spectrum)  # (B, N, L // 2 + 1)
+    power = spectrum.square().sum(-1)
+    power[..., 1 : (module.length + 1) // 2] *= 2  # these bins stand for their mirror images too
+    bins = closed.sum() / max(1, closed[..., module.cutoff :].numel())
+    return torch.stack([bins, (closed * power).sum() / power.sum().clamp(min=torch.finfo(power.dtype).tiny)])
+
+
+@contextmanager
+def watching(model: nn.Module, note: Callable[[str, ThresholdFilter, Tensor], None]) -> Iterator[None]:
+    """Within, every filter of model calls note(name, filter, x) before it filters x. Compiled blocks run eagerly."""
+    hooks = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, module, inputs[0]))
+        for name, module in filters_of(model).items()
+    ]
+    eager = torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+    try:
+        with eager:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
 def filter_statistics(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
-    """Within, every ThresholdFilter of model notes the fraction of high bins it removes: {module name: [per call]}."""
-    filters = {name: m for name, m in model.named_modules() if isinstance(m, ThresholdFilter)}
-    notes: dict[str, list[Tensor]] = {name: [] for name in filters}
-    # Compiled blocks run as they are meanwhile: taking notes is not worth compiling them once more.
-    eager = torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
-    try:
-        for name, module in filters.items():
-            module.watch = notes[name]
-        with eager:
-            yield notes
-    finally:
-        for module in filters.values():
-            module.watch = None
+    """Within, note what every filter removes: {module name: [(2,) a call, as of removed]}."""
+    notes: dict[str, list[Tensor]] = {name: [] for name in filters_of(model)}
+    with watching(model, lambda name, module, x: notes[name].append(removed(module, x))):
+        yield notes
 
 
-def filter_report(model: nn.Module, removed: Mapping[str, list[Tensor]]) -> list[dict[str, float]]:
-    """Per temporal stage: the fraction of high-frequency bins removed, and how far the thresholds have moved."""
-    stages: dict[str, list[tuple[float, float]]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, ThresholdFilter):
-            moved = (module.threshold.detach() - module.start).abs().mean().item()
-            stage = name.partition("stages.")[2].partition(".")[0]
-            stages.setdefault(stage, []).append((torch.stack(removed[name]).mean().item(), moved))
-    means = {stage: [sum(values) / len(values) for values in zip(*pairs)] for stage, pairs in stages.items()}
-    return [{"stage": int(stage), "removed": r, "threshold_moved": m} for stage, (r, m) in means.items()]
+def filter_report(model: nn.Module, notes: Mapping[str, list[Tensor]]) -> list[dict[str, float]]:
+    """Per temporal stage, from filter_statistics: the fractions of high bins ("removed") and of all energy
+    ("energy_removed") that are removed, and how far the thresholds have moved, on average in absolute terms
+    ("threshold_moved") and signed ("threshold_drift")."""
+    stages: dict[int, list[Tensor]] = {}
+    for name, module in filters_of(model).items():
+        moved = (module.threshold.detach() - module.start).float()
+        numbers = torch.stack([*torch.stack(notes[name]).mean(0), moved.abs().mean(), moved.mean()])
+        stages.setdefault(int(name.partition("stages.")[2].partition(".")[0]), []).append(numbers.cpu())
+    keys = "removed", "energy_removed", "threshold_moved", "threshold_drift"
+    return [{"stage": stage} | dict(zip(keys, torch.stack(found).mean(0).tolist())) for stage, found in stages.items()]
 
 
 FILTER_MODES = {"learned": None, "off": -1.0, "low": float("inf")}  # the thresholds, or None for their own
@@ -45,8 +69,8 @@ FILTER_MODES = {"learned": None, "off": -1.0, "low": float("inf")}  # the thresh
 def filters_as(model: nn.Module, mode: str) -> Iterator[None]:
     """Within, every filter of model works as "learned", passes everything ("off"), or no high frequency ("low")."""
     level = FILTER_MODES[mode]
-    filters = [m for m in model.modules() if isinstance(m, ThresholdFilter)]
-    learned = [m.threshold.detach().clone() for m in filters]
+    filters = filters_of(model).values()
+    learned = [module.threshold.detach().clone() for module in filters]
     try:
         with torch.no_grad():
             for module in filters if level is not None else ():
@@ -63,33 +87,24 @@ def spectra(model: nn.Module, past: Tensor) -> dict[str, dict]:
     """What every filter does to the features of past (B, T, C, H, W): {module name: {"before", "after"}}.
 
     before, after: mean amplitude of every frequency bin, (L // 2 + 1) each, over batch and signals, in the units of the
-    thresholds; further "cutoff" (the first bin that can be removed), "threshold" (segments, positions), and "removed",
-    the fraction of high bins.
+    thresholds; further "cutoff" (the first bin that can be removed), "threshold" (segments, positions), and "removed"
+    and "energy_removed", fractions of the high bins and of all energy.
     """
-    found, hooks = {}, []
+    found = {}
 
-    def note(name: str):
-        def hook(module: ThresholdFilter, inputs: tuple[Tensor]) -> None:
-            amplitude = torch.fft.rfft(inputs[0].float(), norm="ortho").abs()  # (B, N, L // 2 + 1)
-            kept = amplitude >= module.threshold.flatten()[:, None]
-            kept[..., : module.cutoff] = True
-            high = kept[..., module.cutoff :]
-            found[name] = {
-                "before": amplitude.mean((0, 1)).cpu(),
-                "after": (amplitude * kept).mean((0, 1)).cpu(),
-                "cutoff": module.cutoff,
-                "threshold": module.threshold.detach().cpu(),
-                "removed": 1 - high.float().mean().item() if high.numel() else 0.0,
-            }
+    def note(name: str, module: ThresholdFilter, x: Tensor) -> None:
+        spectrum = module.spectrum(x)
+        amplitude = spectrum.square().sum(-1).sqrt()  # (B, N, L // 2 + 1)
+        bins, energy = removed(module, x).tolist()
+        found[name] = {
+            "before": amplitude.mean((0, 1)).cpu(),
+            "after": (amplitude * module.gate(spectrum)).mean((0, 1)).cpu(),
+            "cutoff": module.cutoff,
+            "threshold": module.threshold.detach().cpu(),
+            "removed": bins,
+            "energy_removed": energy,
+        }
 
-        return hook
-
-    try:
-        for name, module in model.named_modules():
-            if isinstance(module, ThresholdFilter):
-                hooks.append(module.register_forward_pre_hook(note(name)))
+    with watching(model, note):
         model(past)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from API.guard import Guard, gradient_norm
+from API.run.guard import Guard, gradient_norm
 from benchmarks.subjects import Clock, Subject, precision
 from DFDNet import Encoder
 from TemporalModule import STAU, ThresholdFilter

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import core
 import main
 from API.dataloader import load_data
-from API.guard import Guard
 from API.presets import PRESETS
+from API.run.guard import Guard
 from benchmarks.record import RESULTS, write_result
 
 # (row, loader it goes through, in_shape, out_shape). Video sets are read alike once they are in the cache.

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import core  # noqa: F401
 import main
-from API import digits, visualize
-from API.checkpoint import digest, last_checkpoint
+from API.datasets import digits
+from API.evaluation import figures
+from API.run.checkpoint import digest, last_checkpoint
 from benchmarks.record import RESULTS, write_result
 
 FLAGS = [
@@ -84,7 +85,7 @@ def run() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     digits.SEQUENCES = {"train": 20, "val": 4, "test": 4}
-    visualize.save_figure = lambda figure, path: path.touch()
+    figures.save_figure = lambda figure, path: path.touch()
     chance = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -35,14 +35,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API import human, kth, mmnist, taxibj
-from API.checkpoint import load_checkpoint, save_checkpoint
-from API.clips import Clip, read_frames
-from API.export import save_safetensors
-from API.recorder import read_arrays
+from API.clips.reading import Clip, read_frames
+from API.datasets import human, kth, mmnist, taxibj
+from API.run.checkpoint import load_checkpoint, save_checkpoint
+from API.run.files import read_arrays
+from API.run.release import convert_release, infer_release_args, read_release, release_name
+from API.run.weights import save_safetensors
 from benchmarks.record import RESULTS, write_result
 from DFDNet import DFDNet
-from TemporalModule.release import convert_release, infer_release_args, read_release, release_name
 
 MEMORY, SECONDS = 2**31, 10.0
 TINY = dict(in_shape=(2, 1, 16, 16), out_shape=(2, 1, 16, 16), hid_S=4, layer_config=(0, 0, 0, 1), segments=(4, 4))

@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API.metrics import PROTOCOLS, Scores
+from API.evaluation.metrics import PROTOCOLS, Scores
 from benchmarks.record import RESULTS, write_result
 
 

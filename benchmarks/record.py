@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
-from API.recorder import environment, write_json
+from API.run.environment import environment
+from API.run.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

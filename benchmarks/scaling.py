@@ -22,10 +22,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API.device import Machine
-from API.distributed import synchronise_norms
-from API.processes import leave
-from API.sharding import distribute, without_exchange
+from API.machine.device import Machine
+from API.machine.distributed import synchronise_norms
+from API.machine.processes import leave
+from API.machine.sharding import distribute, without_exchange
 from benchmarks.record import RESULTS, write_result
 from DFDNet import DFDNet
 from WFL import WeightedFrequencyLoss

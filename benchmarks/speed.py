@@ -24,9 +24,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API.device import Machine
+from API.evaluation.summary import costs, kept_bytes
+from API.machine.device import Machine
 from API.presets import PRESETS
-from API.summary import costs, kept_bytes
 from benchmarks.breakdown import breakdown
 from benchmarks.record import RESULTS, write_result
 from benchmarks.subjects import OTHERS, Apart, Clock, MatrixProduct, Subject, interleaved

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from benchmarks.plain import PlainDFDNet, PlainLoss
 from torch import Tensor, nn
 
-from API.inference import ready_to_predict
-from API.summary import kept_bytes
-from benchmarks.plain import PlainDFDNet, PlainLoss
+from API.evaluation.summary import kept_bytes
+from API.speed.inference import ready_to_predict
 from benchmarks.tau import TAU, TAULoss
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import core
 import main
-from API import digits, visualize
-from API.checkpoint import load_checkpoint
-from API.evaluation import copy_last
-from API.guard import gradient_norm
+from API.datasets import digits
+from API.evaluation.test_set import copy_last
+from API.run.checkpoint import load_checkpoint
+from API.run.guard import gradient_norm
 from DFDNet import DFDNet
 from WFL import WeightedFrequencyLoss
 

@@ -8,10 +8,10 @@ from conftest import TINY
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from API.summary import kept_bytes
+from API.evaluation.summary import kept_bytes
+from API.run.release import release_name
 from DFDNet import ConvSC, Decoder, DFDNet, channels_as_frames, frames_as_channels
 from TemporalModule import DFDB, DFDU, STAU, Branch
-from TemporalModule.release import release_name
 from TemporalModule.temporal import Stem
 from WFL import WeightedFrequencyLoss
 

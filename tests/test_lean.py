@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from API.summary import costs, kept_bytes
+from API.evaluation.summary import costs, kept_bytes
 from DFDNet import DFDNet
 from TemporalModule import lean, temporal
 from WFL import WeightedFrequencyLoss

@@ -12,8 +12,8 @@ from conftest import TINY_FLAGS
 from torch import nn
 
 import main
+from API.evaluation.summary import cost_table, training_bytes
 from API.presets import PRESETS
-from API.summary import cost_table, training_bytes
 
 REPO = Path(__file__).parents[1]
 

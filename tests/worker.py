@@ -13,9 +13,10 @@ import torch
 torch.set_num_threads(1)
 
 import main  # noqa: E402
-from API import digits, visualize  # noqa: E402
-from API.processes import leave, rank, starts  # noqa: E402
-from API.sharding import find_fully_shard  # noqa: E402
+from API import visualize  # noqa: E402
+from API.datasets import digits
+from API.machine.processes import leave, rank, starts  # noqa: E402
+from API.machine.sharding import find_fully_shard  # noqa: E402
 
 TINY = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), hid_S=8, layer_config=(1, 1, 0, 1))
 
@@ -54,10 +55,10 @@ def compare(output: str) -> int:
     import copy
 
     from API.dataloader import EpochBatches
-    from API.distributed import World, synchronise_norms
-    from API.guard import gradient_norm
-    from API.metrics import Scores
-    from API.sharding import distribute, whole_states, without_exchange
+    from API.evaluation.metrics import Scores
+    from API.machine.distributed import World, synchronise_norms
+    from API.machine.sharding import distribute, whole_states, without_exchange
+    from API.run.guard import gradient_norm
     from DFDNet import DFDNet
     from WFL import WeightedFrequencyLoss
 

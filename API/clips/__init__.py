@@ -1,0 +1,1 @@
+"""Any video -> windows of frames, and frames -> a file."""

@@ -1,0 +1,119 @@
+"""A trained model as a file for other programs: torch.export (.pt2), ONNX (.onnx), safetensors weights.
+
+Every file is written under another name, run or read back, compared with the model, and only then renamed.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..clips.writing import check_output
+from ..run.weights import save_safetensors
+
+KINDS = (".pt2", ".onnx", ".safetensors")
+TOLERANCE = 1e-4  # of a sequence as most are
+EDGE = 0.02  # of any. Bins that lie at their thresholds, where rounding decides, have been seen to change 0.005.
+ENDS = torch.tensor(0.0), torch.tensor(1.0)  # of the values of pixels
+TESTED = "2.7"  # the oldest PyTorch whose exporters were seen to manage it; 2.5 does not
+
+
+def write_export(
+    model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path, without_fft: Callable[[], None]
+) -> str:
+    """Write model to path in the format of its name; returns a line about it. Arguments as export_model's."""
+    check_output(path, KINDS)
+    if path.suffix == ".safetensors":
+        save_safetensors(model.state_dict(), config, path)
+        return f"{path}: the weights, with the flags as metadata; every --ckpt takes it"
+    typical, worst = export_model(model, tuple(in_shape), path, without_fft)
+    why = " (as rounding moves the model itself)" if typical > TOLERANCE else ""
+    shape = ", ".join(map(str, in_shape))
+    deviates = f"sequences deviate by {typical:.1e}{why}, none by more than {worst:.1e}"
+    return f"{path}: past (B, {shape}) -> future, any B; {deviates}"
+
+
+def export_model(
+    model: nn.Module, in_shape: tuple[int, ...], path: Path, without_fft: Callable[[], None]
+) -> tuple[float, float]:
+    """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns by how much what was written deviates
+    from it, in the median of some sequences and at most.
+
+    without_fft: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where the median is
+    over 1e-4 or one sequence over 0.02, and over what rounding does to the model itself.
+    """
+    model = model.eval().requires_grad_(False)
+    inputs = [torch.rand(b, *in_shape) for b in (2, 1, 4)]
+    expected = [model(past) for past in inputs]
+    rounding = torch.stack([changes(model, [past.nextafter(end) for past in inputs], expected) for end in ENDS]).amax(0)
+    example = inputs[0]
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        if path.suffix == ".onnx":
+            without_fft()
+        try:
+            run = (
+                export_onnx(model, example, partial)
+                if path.suffix == ".onnx"
+                else export_program(model, example, partial)
+            )
+        except Exception as error:  # exporters fail in many ways, the older the more
+            known = f"PyTorch {torch.__version__} cannot export it ({type(error).__name__}); {TESTED} is known to"
+            raise ValueError(f"--output {path}: {known}") from error
+        found = changes(run, inputs, expected)
+        for deviation, moved, allowed in (
+            (found.median(), rounding.median(), TOLERANCE),
+            (found.max(), rounding.max(), EDGE),
+        ):
+            if not deviation <= max(allowed, 2 * moved):
+                reason = f"what was exported deviates by {deviation:.2g} from the model"
+                raise ValueError(f"--output {path}: {reason}; not kept")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return found.median().item(), found.max().item()
+
+
+def changes(run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+    """The largest change from expected in every sequence of the batches: (sequences,).
+
+    Next to nothing in most, where inputs change in their last bit or another program adds in another order. But in some
+    sequences, of large models in all, a bin lies so near its threshold that rounding opens or closes the gate.
+    """
+    return torch.cat([(run(past) - frames).abs().flatten(1).amax(1) for past, frames in zip(inputs, expected)])
+
+
+def export_program(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write a torch.export program with any batch size, and load it again to run."""
+    torch.export.save(any_batch(model, example), str(path))
+    return torch.export.load(str(path)).module()
+
+
+def any_batch(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The model's program for batches of any size."""
+    batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # PyTorch 2.7 refuses a size without bound
+    return torch.export.export(model, (example,), dynamic_shapes={"past": {0: batch}})
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write an ONNX file with any batch size, and load it to run with onnxruntime on the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's notes to its own developers
+        # A program: given a model, PyTorch 2.9 takes one sequence for another case.
+        torch.onnx.export(
+            any_batch(model, example), (example,), str(path), input_names=["past"], output_names=["future"],
+            dynamo=True, external_data=False, verbose=False,
+        )  # fmt: skip
+    return onnx_runner(path)
+
+
+def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
+    """The ONNX file at path, run by onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda past: torch.from_numpy(session.run(None, {"past": past.numpy()})[0])

@@ -1,0 +1,118 @@
+"""Where and how to compute: device, precision, processes, seeds, and a line of progress."""
+
+import importlib.util
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..speed.memory import keep_freed_memory
+from .distributed import World
+from .processes import processes
+
+
+def choose_device(name: str, gpu: int = 0) -> torch.device:
+    """--device: auto takes a GPU where there is one. Raises ValueError where the asked one is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise ValueError(f"--device {name}: PyTorch finds none here; --device auto takes what there is")
+    if name == "cuda" and gpu >= torch.cuda.device_count():
+        raise ValueError(f"--gpu {gpu}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return torch.device(name, gpu) if name == "cuda" else torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """--precision: auto is bfloat16 where the hardware multiplies it natively, else float32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not public, absent from old versions
+    return "bf16" if device.type == "cpu" and native() else "fp32"
+
+
+class Machine:
+    """The device and precision of a run: moves batches there and opens the autocast context.
+
+    Making one seeds the random generators, sets PyTorch's backends, and joins the other processes of the run, if any:
+    with those, each takes the GPU of its own number.
+    """
+
+    def __init__(
+        self, device: str, gpu: int, precision: str, seed: int, deterministic: bool, timeout: float = 10.0
+    ) -> None:
+        self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)) if processes() > 1 else gpu)
+        self.world = World(self.device, timeout)
+        self.precision = choose_precision(precision, self.device)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one, which other packages may use
+        torch.manual_seed(seed)
+        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs
+            torch.use_deterministic_algorithms(True)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    @property
+    def compiles(self) -> bool:
+        """Whether compiled blocks pay here: on GPUs that multiply bfloat16, where Triton is at hand; not on CPUs."""
+        if self.device.type != "cuda" or torch.cuda.get_device_capability(self.device) < (8, 0):
+            return False
+        return importlib.util.find_spec("triton") is not None
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where that is the precision, else nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def move(self, batch: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """The batch on the device, without waiting for the copy."""
+        return tuple(x.to(self.device, non_blocking=True) for x in batch)
+
+    def __str__(self) -> str:
+        processes = f", {self.world.size} processes" if self.world.size > 1 else ""
+        return f"{self.device} in {self.precision}{processes}"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that device has free; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        if limit.exists() and limit.read_text().strip() != "max":  # a container's share
+            free = min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, StopIteration, ValueError):
+        return None
+    return free
+
+
+def describe_failure(error: RuntimeError) -> str | None:
+    """What to tell the user of a failure that is not our code's: memory ran out, or another process is gone."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text:
+        return (
+            "out of memory: compute the batch in parts (--accumulate 2, 4, …), keep less (--checkpoint_blocks, "
+            "--precision bf16), or lower --batch_size; `summary` predicts what a run takes"
+        )
+    if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
+        return (
+            "a process that loads data was killed, by the system if memory ran short: lower --num_workers or "
+            "--batch_size; what was saved is whole, --resume goes on with it"
+        )
+    lost = isinstance(error, torch.distributed.DistBackendError) or "gloo" in text or "Connection closed" in text
+    if processes() > 1 and lost:
+        return "another process of this run is gone, or has not answered within --timeout; its own message says why"
+    return None

@@ -1,0 +1,87 @@
+"""Files written whole or not at all, and arrays read with care."""
+
+import io
+import json
+import math
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+MOST_ARRAY_BYTES = 2**34  # that an npz file may unpack to
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write data to path so that path holds, at any instant, either what it held before or all of data."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Arrays as a compressed npz, atomically."""
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    write_atomically(path, data.getvalue())
+
+
+# What NumPy's and Python's readers raise on damaged files: the header of an array is parsed as Python is.
+DAMAGED = (
+    ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError, MemoryError,
+    NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+
+
+def reason_of(error: Exception) -> str:
+    """The start of an error's message, or its kind where it has none; one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an npz. Raises ValueError, naming path, where it is not a sound one of plain numbers.
+
+    No memory is taken for an array before its header has been found to claim no more than the file holds.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(item.file_size for item in archive.infolist()) > MOST_ARRAY_BYTES:
+                raise ValueError(f"unpacks to more than {MOST_ARRAY_BYTES >> 30} GiB")
+            for item in archive.infolist():
+                with archive.open(item) as file:
+                    check_array_header(file, item.file_size)
+                with archive.open(item) as file:
+                    arrays[item.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or reason_of(error)}") from None
+    except DAMAGED as error:
+        raise ValueError(f"{path}: not a sound npz file ({reason_of(error)})") from None
+    return arrays
+
+
+def check_array_header(file: IO[bytes], size: int) -> None:
+    """Raise ValueError where an npy file of `size` bytes claims to hold more, or objects."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays are not read")
+    if math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"an array claims to be {shape} {dtype} in {size} bytes")
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write content as indented JSON, atomically. Raises ValueError for NaN or infinity, which JSON does not have."""
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

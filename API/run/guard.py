@@ -1,0 +1,98 @@
+"""Losses and gradients that are not finite: the step is not taken, and training stops, or goes on and counts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .files import write_arrays
+
+
+class Guard:
+    """Judges every step before the weights change, without making a GPU wait.
+
+    A step whose loss or gradient is not finite leaves weights and moments as they were: fused Adam is told on the
+    device. The host learns of it one step later on a GPU, at once elsewhere.
+
+    mode: "stop" raises ValueError then, with epoch, step and learning rate, and keeps the batch; "skip" counts.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, mode: str, keep: Path | None, title: str
+    ) -> None:
+        """keep: the file for a bad batch; title: of the epoch, for the message."""
+        self.optimizer, self.mode, self.keep, self.title = optimizer, mode, keep, title
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.on_device = all(group.get("fused") for group in optimizer.param_groups)
+        # What a bad batch spoils in the forward pass already: BatchNorm's running statistics.
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.statistics = [b for m in norms for b in m.buffers()] if mode == "skip" else []
+        self.skipped = torch.zeros((), device=self.device)
+        self.waiting: tuple | None = None
+
+    def begin(self) -> None:
+        """Before the forward pass."""
+        self.before = [b.clone() for b in self.statistics]
+
+    def step(self, step: int, loss: Tensor, norm: Tensor, batch: Iterable[Tensor]) -> Tensor:
+        """optimizer.step(), if loss and norm, that of the gradient, are finite. Returns the loss to count, or zero."""
+        bad = ~(loss.isfinite() & norm.isfinite())
+        if self.on_device:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
+            self.optimizer.step()
+        elif not bad:
+            self.optimizer.step()
+        for buffer, old in zip(self.statistics, self.before):
+            buffer.copy_(torch.where(bad, old, buffer))
+        self.skipped += bad
+        if self.mode == "stop":
+            self.look()  # at the step before
+            self.waiting = (*self.on_its_way(bad), step, self.optimizer.param_groups[0]["lr"], batch, loss, norm)
+            if self.device.type != "cuda":
+                self.look()
+        return torch.where(bad, 0.0, loss)
+
+    def on_its_way(self, bad: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """A copy of bad for the host, and the event after which it is there."""
+        if self.device.type != "cuda":
+            return bad, None
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return flag, event
+
+    def look(self) -> None:
+        """Read the verdict that is waiting. Raises ValueError if it is bad."""
+        if self.waiting is None:
+            return
+        (bad, event, step, lr, batch, loss, norm), self.waiting = self.waiting, None
+        if event is not None:
+            event.synchronize()
+        if not bad:
+            return
+        what = f"the loss ({loss.item():.4g})" if not loss.isfinite() else f"the gradient (norm {norm.item():.4g})"
+        kept = ""
+        if self.keep is not None:
+            past, future = (x.float().cpu().numpy() for x in batch)
+            write_arrays(self.keep, past=past, future=future)
+            kept = f" The batch is in {self.keep}."
+        raise ValueError(
+            f"{self.title}, step {step + 1}, learning rate {lr:.3g}: {what} is not finite; lower --lr, set --grad_clip "
+            f"1, use --precision fp32, or go on past such steps with --on_nonfinite skip.{kept} "
+            "The last good checkpoint is kept"
+        )
+
+
+def gradient_norm(parameters: Iterable[Tensor], largest: float | None = None) -> Tensor:
+    """The norm of all gradients together; where it is more than largest, they are scaled to have that."""
+    parameters = [p for p in parameters if p.grad is not None]
+    if largest is None and all(type(p.grad) is Tensor and p.grad.device.type == "cpu" for p in parameters):
+        # At the speed of memory, which vector_norm does not reach, and more exact.
+        return torch.stack([torch.dot(g, g) for g in (p.grad.flatten() for p in parameters)]).sum().sqrt()
+    if largest is not None or not hasattr(nn.utils, "get_total_norm"):  # new in PyTorch 2.6
+        norm = nn.utils.clip_grad_norm_(parameters, float("inf") if largest is None else largest)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients

@@ -1,0 +1,124 @@
+"""The authors' checkpoints: their names and layout, turned into ours.
+
+The release runs its branches on (B, W, H, c): what it calls h is the image's width, so h and w swap here and the 3x3
+kernels of STAU are transposed. Its thresholds belong to an unnormalised FFT.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+SEGMENTS = (4, 8)  # of the authors' code; it has no flag for them
+_RELEASE_NAMES = [  # ours, a pattern -> theirs
+    (r"^encoder\.layers\.(\d+)\.", r"enc.enc.\1.conv."),
+    (r"^decoder\.layers\.(\d+)\.", r"dec.dec.\1.conv."),
+    (r"^decoder\.readout\.", r"dec.readout."),
+    (r"^temporal\.stem_last\.0\.", r"hid1.net.stem."),
+    (r"^temporal\.stem_first\.", r"hid1.net.stem1."),
+    (r"^temporal\.unstem_first\.", r"hid1.net.Unstem1."),
+    (r"^(hid1\.net\.stem1?)\.0\.", r"\1.0.conv."),
+    (r"^(hid1\.net\.stem1?)\.1\.", r"\1.0.bn."),
+    (r"^(hid1\.net\.stem1?)\.3\.", r"\1.1."),
+    (r"^(hid1\.net\.stem1?)\.5\.", r"\1.3.conv."),
+    (r"^(hid1\.net\.stem1?)\.6\.", r"\1.3.bn."),
+    (r"^temporal\.stages\.(\d+)\.", lambda m: f"hid1.net.layer{int(m[1]) + 1}."),
+    (r"\.reduction\.0\.", ".conv1."),
+    (r"\.reduction\.1\.", ".bn1."),
+    (r"\.expansion\.0\.", ".conv3."),
+    (r"\.expansion\.1\.", ".bn3."),
+    (r"\.branch_r1\.", ".atten."),
+    (r"\.branch_r2\.", ".atten1."),
+    (r"\.norm_(stau|dfdu)\.", ".norm1."),
+    (r"\.stau\.expand\.", ".STAU.fc1."),
+    (r"\.stau\.spatial\.", ".STAU.dwconv.dwconv."),
+    (r"\.stau\.reduce\.", ".STAU.fc2."),
+    (r"\.dfdu\.predict_h\.", ".DFDU.mlp_w1."),
+    (r"\.dfdu\.predict_w\.", ".DFDU.mlp_h1."),
+    (r"\.dfdu\.embed_h\.", ".DFDU.reweight_w."),
+    (r"\.dfdu\.embed_w\.", ".DFDU.reweight_h."),
+    (r"\.dfdu\.embed_x\.", ".DFDU.mlp_c."),
+    (r"\.dfdu\.filter_h\.(threshold|start)$", ".DFDU.param_w"),
+    (r"\.dfdu\.filter_w\.(threshold|start)$", ".DFDU.param_h"),
+]
+_RELEASE_UNUSED = re.compile(r"\.bn2\.|\.DFDU\.norm1\.")
+
+
+def release_name(name: str) -> str:
+    """The release's name of our parameter or buffer: 'decoder.readout.bias' -> 'dec.readout.bias'."""
+    for pattern, theirs in _RELEASE_NAMES:
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
+def read_release(checkpoint: str | Path | Mapping) -> dict[str, Tensor]:
+    """The state dict in the authors' checkpoint, wherever it lies in it."""
+    if isinstance(checkpoint, (str, Path)):
+        try:
+            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise ValueError(f"{checkpoint}: {error.strerror or error}") from None
+        except Exception as error:  # unpickling fails in many ways; none of them is the caller's traceback to read
+            raise ValueError(f"{checkpoint}: not a PyTorch checkpoint of tensors ({type(error).__name__})") from None
+    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError("not a release checkpoint: neither a state dict nor one under 'net'")
+    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(name, str)}
+
+
+def infer_release_args(state: Mapping[str, Tensor]) -> dict:
+    """DFDNet's arguments from the shapes in a release checkpoint: all but COF and the number of frames to predict."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        if not isinstance(state.get(name), Tensor):
+            raise ValueError(f"not a release checkpoint: '{name}' is missing")
+        return tuple(state[name].shape)
+
+    layer = len({m[1] for name in state if (m := re.match(r"enc\.enc\.(\d+)\.", name))})
+    first, *rest = (shape(f"enc.enc.{i}.conv.conv.weight") for i in range(max(layer, 1)))
+    P, (D, C) = shape("hid1.net.stem.0.conv.weight")[1], first[:2]
+    depths = [
+        len({m[1] for name in state if (m := re.match(rf"hid1\.net\.layer{i + 1}\.(\d+)\.", name))})
+        for i in range(layer)
+    ]
+    args = dict(hid_S=D, layer=layer, kernel_size=[s[2] for s in (first, *rest)], layer_config=depths)
+    stage = next((i for i, depth in enumerate(depths) if depth), None)
+    if stage is not None:
+        block = f"hid1.net.layer{stage + 1}.0"
+        args["groups"] = P // shape(f"{block}.conv1.weight")[0]
+        scale = 2 ** max(1, (stage + 1) // 2)  # every second layer halves; the first stage's stem does, too
+        H, W = (math.prod(shape(f"{block}.atten.DFDU.param_{axis}")) // SEGMENTS[0] * scale for axis in "hw")
+        args["in_shape"] = (P // D, C, H, W)
+        args["out_shape"] = (P // D, shape("dec.readout.weight")[0], H, W)
+    return args
+
+
+def convert_release(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The release's state dict under our names and in our layout, checked against model name by name."""
+    ours, used = {}, set()
+    for name, target in model.state_dict().items():
+        theirs = release_name(name)
+        value = state.get(theirs)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"release checkpoint: '{theirs}' is missing (our '{name}')")
+        thresholds = theirs.endswith(("param_h", "param_w"))  # flat there
+        if value.numel() != target.numel() or (value.shape != target.shape and not thresholds):
+            shapes = f"{tuple(value.shape)}, the model's '{name}' {tuple(target.shape)}"
+            raise ValueError(f"release checkpoint: '{theirs}' is {shapes}")
+        if theirs.endswith("dwconv.weight"):
+            value = value.transpose(-1, -2)
+        elif theirs.endswith("param_h"):  # segment slow, position fast
+            value = value.reshape(target.shape)
+        elif theirs.endswith("param_w"):  # position slow, segment fast
+            value = value.reshape(target.shape[::-1]).T
+        if thresholds:
+            value = value / math.sqrt(model.get_submodule(name.rpartition(".")[0]).length)
+        ours[name] = value
+        used.add(theirs)
+    left = next((name for name in state if name not in used and not _RELEASE_UNUSED.search(name)), None)
+    if left is not None:
+        raise ValueError(f"release checkpoint: '{left}' has no place in the model")
+    return ours

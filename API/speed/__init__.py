@@ -1,0 +1,45 @@
+"""The same numbers sooner or in less memory, applied to a plain model from outside.
+
+Everything here knows torch's classes alone, can be left out as a whole (--plain), and never changes what is computed.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor, nn
+
+from .compiled import compile_blocks
+from .mish import swap_mish
+from .recompute import recompute_blocks
+
+RECOMPUTE = ("none", "blocks")
+
+
+def accelerate(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    *,
+    recompute: str = "none",
+    compile: bool = False,
+    example: Tensor | None = None,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    backend: str | Callable = "inductor",
+    agree: Callable[[bool], bool] = bool,
+) -> list[str]:
+    """Speed up a model in place, before it is trained; returns a line for each thing that was applied.
+
+    Args:
+        blocks: the parts of model to recompute or compile, one by one.
+        recompute: "blocks" keeps only their inputs for backward and computes the rest again; "none" keeps everything.
+        compile: compile them, for the batch of example (others work too), under autocast. Where that fails, they stay
+            as they are and the line says why.
+        agree: makes of "it failed here" the answer of all processes.
+    """
+    if recompute not in RECOMPUTE:
+        raise ValueError(f"recompute={recompute!r}: choose from {', '.join(RECOMPUTE)}")
+    lines = swap_mish(model)
+    if compile:
+        lines += compile_blocks(model, blocks, example, autocast, backend, agree)
+    if recompute == "blocks":
+        lines += recompute_blocks(blocks)
+    return lines

@@ -1,0 +1,146 @@
+import multiprocessing
+import resource
+import time
+from pathlib import Path
+
+import files
+import numpy as np
+import pytest
+import torch
+
+from API.clips.cache import ClipCache
+from API.clips.reading import BadClip, find_clips
+from API.clips.windows import ClipWindows, open_all, slide, sliding_windows
+
+SHAPE = (3, 24, 32)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("a", "b"):
+        files.write_images(tmp_path / "videos" / name, files.pictures(10, seed=ord(name)))
+    return tmp_path / "videos"
+
+
+def test_the_cache_gives_what_decoding_gives(folder, tmp_path):
+    for clip in find_clips(folder):
+        kept = ClipCache(tmp_path / "cache", SHAPE).open(clip)
+        assert isinstance(kept, np.memmap)
+        assert kept.shape == (10, *SHAPE)
+        expected = np.stack([clips.fit(f, SHAPE, "stretch", clip.path) for f in clips.read_frames(clip)])
+        assert np.array_equal(kept, expected)
+        assert np.array_equal(ClipCache(None, SHAPE).open(clip), expected)
+
+
+def test_a_clip_is_decoded_once_and_again_after_a_change(folder, tmp_path, monkeypatch):
+    decoded = []
+    read = clips.read_frames
+    monkeypatch.setattr("API.clips.cache.read_frames", lambda clip: decoded.append(clip.name) or read(clip))
+    for _ in range(2):
+        open_all(ClipCache(tmp_path / "cache", SHAPE), find_clips(folder), False, "test")
+    assert decoded == ["a", "b"]
+    time.sleep(0.01)
+    files.write_images(folder / "b", files.pictures(3, seed=5))
+    cache = ClipCache(tmp_path / "cache", SHAPE)
+    open_all(cache, find_clips(folder), False, "test")
+    assert decoded == ["a", "b", "b"]
+    assert np.array_equal(
+        cache.open(find_clips(folder)[1])[0], clips.fit(files.picture(0, seed=5), SHAPE, "stretch", folder)
+    )
+
+
+def test_other_sizes_do_not_share_a_cached_clip(folder, tmp_path):
+    (clip, _) = find_clips(folder)
+    for shape, resize in (
+        (SHAPE, "stretch"),
+        ((1, 24, 32), "stretch"),
+        ((3, 24, 24), "crop"),
+        ((3, 24, 24), "stretch"),
+    ):
+        assert ClipCache(tmp_path / "cache", shape, resize).open(clip).shape == (10, *shape)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def build(folder, cache) -> None:
+    open_all(ClipCache(cache, SHAPE), find_clips(folder), False, "test")
+
+
+def test_two_processes_at_once_leave_one_sound_cache(folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=build, args=(folder, tmp_path / "cache")) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    kept = list((tmp_path / "cache").iterdir())
+    assert len(kept) == 2
+    assert all(np.load(path).shape == (10, *SHAPE) for path in kept)
+
+
+def limited(folder, cache, say) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # bytes a file: a disk that fills up
+    try:
+        open_all(ClipCache(cache, SHAPE), find_clips(folder), False, "test")
+    except ValueError as error:
+        say.put(str(error))
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_clip(folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    say = context.Queue()
+    worker = context.Process(target=limited, args=(folder, tmp_path / "cache", say))
+    worker.start()
+    message = say.get(timeout=60)
+    worker.join(60)
+    assert "--cache_dir" in message
+    assert "File too large" in message
+    assert "\n" not in message
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_windows_hold_the_frames_they_name_past_before_future(folder, tmp_path):
+    cache, found = ClipCache(tmp_path / "cache", SHAPE), find_clips(folder)
+    windows = np.array([[0, 2, 3, 4, 5, 6], [1, 0, 2, 4, 6, 9]])  # in a row, and not
+    data = ClipWindows(cache, found, windows, T=2)
+    for index, (clip, *positions) in enumerate(windows):
+        past, future = data[index]
+        assert past.shape == (2, *SHAPE)
+        assert past.dtype == torch.float32
+        expected = cache.open(found[clip])[positions].astype(np.float32) / 255
+        assert np.array_equal(torch.cat([past, future]).numpy(), expected)
+        name, frames = data.sources(index)
+        assert name == found[clip].name
+        assert [Path(frame).name for frame in frames] == [f"{p:04d}.png" for p in positions]
+    batch = data.__getitems__([1, 0])
+    assert torch.equal(batch[0][1], data[0][0])
+
+
+def test_windows_slide_without_overlap_and_without_what_is_left_over():
+    assert slide(3, 10, 4, 4) == [[3, 0, 1, 2, 3], [3, 4, 5, 6, 7]]
+    assert slide(0, 5, 4, 1, first=10) == [[0, 10, 11, 12, 13], [0, 11, 12, 13, 14]]
+    assert slide(0, 3, 4, 1) == []
+
+
+def test_bad_clips_stop_everything_or_are_skipped_with_a_word(folder, tmp_path):
+    (folder / "broken.mp4").write_text("hello")
+    files.write_images(folder / "short", files.pictures(3))
+    cache, found = ClipCache(tmp_path / "cache", SHAPE), find_clips(folder)
+    with pytest.raises(BadClip, match=r"broken\.mp4.*--skip_bad"):
+        sliding_windows(cache, found, 2, 2, 4, False, "test")
+    data = sliding_windows(cache, found, 2, 2, 4, True, "test")
+    assert [clip.name for clip in data.clips] == ["a", "b"]
+    assert len(data) == 4
+    assert len(data.skipped) == 2
+    assert "broken.mp4" in data.skipped[0]
+    assert "short: has 3 frames" in data.skipped[1]
+    with pytest.raises(ValueError, match="none of its 1 clips can be read"):
+        open_all(cache, [clip for clip in found if clip.name == "broken.mp4"], True, "test")
+
+
+def test_memory_without_a_cache_folder_stays_bounded(folder, monkeypatch):
+    monkeypatch.setattr(ClipCache, "MEMORY", 10 * 3 * 24 * 32)
+    cache = ClipCache(None, SHAPE)
+    for clip in find_clips(folder):
+        cache.open(clip)
+    assert list(cache.kept) == ["b"]

@@ -1,0 +1,163 @@
+import os
+from pathlib import Path
+
+import cv2
+import files
+import numpy as np
+import pytest
+from PIL import Image
+
+from API.clips.reading import BadClip, Clip, find_clips, fit, read_frames
+
+FRAMES = files.pictures(12)
+
+
+def clip_of(kind: str, folder: Path) -> Clip:
+    """FRAMES in one of the formats."""
+    if kind == "images":
+        files.write_images(folder / "clip", FRAMES)
+    elif kind == "jpg":
+        files.write_images(folder / "clip", FRAMES, "frame {}.jpg")
+    elif kind == "gif":
+        files.write_gif(folder / "clip.gif", FRAMES)
+    elif kind == "npy":
+        np.save(folder / "clip.npy", np.stack(FRAMES))
+    elif kind == "float npy":
+        np.save(folder / "clip.npy", np.stack(FRAMES).astype(np.float32) / 255)
+    elif kind == "yuv":
+        files.write_yuv(folder / "clip_64x48.yuv", FRAMES)
+    elif kind == "10 bit yuv":
+        files.write_yuv(folder / "clip_64x48_10bit.yuv", FRAMES, 10)
+    else:
+        files.write_video(folder / f"clip.{kind}", FRAMES)
+    (clip,) = find_clips(folder)
+    return clip
+
+
+KINDS = ["images", "jpg", "gif", "npy", "float npy", "yuv", "10 bit yuv", "avi", "mp4", "mov", "mkv"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_gives_its_frames_in_order_in_rgb(kind, tmp_path):
+    folder = tmp_path / "Vidéos — été 2"  # spaces and letters beyond ASCII
+    folder.mkdir()
+    frames = list(read_frames(clip_of(kind, folder)))
+    assert len(frames) == len(FRAMES)
+    tolerance = 0 if kind in ("images", "npy", "float npy") else 12
+    for ours, written in zip(frames, FRAMES):
+        assert ours.dtype == np.uint8
+        assert ours.shape == written.shape
+        assert np.abs(ours.astype(int) - written).mean() <= tolerance
+
+
+def test_clips_are_found_everywhere_in_a_fixed_natural_order(tmp_path):
+    files.write_video(tmp_path / "b/clip10.avi", FRAMES[:2])
+    files.write_video(tmp_path / "b/clip9.avi", FRAMES[:2])
+    files.write_images(tmp_path / "a", FRAMES[:2])
+    (tmp_path / "notes.txt").write_text("not a clip")
+    assert [clip.name for clip in find_clips(tmp_path)] == ["a", "b/clip9.avi", "b/clip10.avi"]
+
+
+def test_frames_of_a_folder_come_in_natural_order(tmp_path):
+    files.write_images(tmp_path, FRAMES, "f{}.png")
+    (clip,) = find_clips(tmp_path)
+    assert [p.name for p in clip.images] == [f"f{k}.png" for k in range(12)]
+
+
+def test_npy_keeps_its_channels(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8, 2), np.uint8))
+    np.save(tmp_path / "b.npy", np.zeros((3, 8, 8), np.uint8))
+    shapes = [next(read_frames(clip)).shape for clip in find_clips(tmp_path)]
+    assert shapes == [(8, 8, 2), (8, 8, 1)]
+
+
+def test_crop_keeps_the_aspect_ratio_and_the_centre_and_stretch_keeps_all():
+    frame = np.zeros((40, 100, 3), np.uint8)
+    frame[:, :30] = 255  # left of the central square
+    assert fit(frame, (3, 20, 20), "crop", Path()).max() == 0
+    stretched = fit(frame, (3, 20, 20), "stretch", Path())
+    assert stretched.shape == (3, 20, 20)
+    assert (stretched[:, :, :6] > 250).all()
+    assert (stretched[:, :, 7:] < 5).all()
+
+
+def test_channels_are_converted_like_opencv_does_or_refused():
+    colour = files.picture(3)
+    grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)
+    assert np.array_equal(fit(colour, (1, 48, 64), "crop", Path())[0], grey)
+    assert np.array_equal(fit(grey[..., None], (3, 48, 64), "crop", Path()), np.stack([grey] * 3))
+    with pytest.raises(BadClip, match=r"a\.npy: has 2 channels, --in_shape asks for 3"):
+        fit(np.zeros((8, 8, 2), np.uint8), (3, 8, 8), "crop", Path("a.npy"))
+
+
+def broken(how: str, folder: Path) -> None:
+    """One damaged clip in folder."""
+    if how == "text for a video":
+        (folder / "a.mp4").write_text("hello")
+    elif how == "empty video":
+        (folder / "a.avi").write_bytes(b"")
+    elif how == "cut video":
+        path = files.write_video(folder / "a.avi", files.pictures(60))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "text for a gif":
+        (folder / "a.gif").write_text("hello")
+    elif how == "text for an image":
+        files.write_images(folder / "a", FRAMES[:2])
+        (folder / "a/0001.png").write_text("hello")
+    elif how == "cut image":
+        files.write_images(folder / "a", FRAMES[:2])
+        data = (folder / "a/0001.png").read_bytes()
+        (folder / "a/0001.png").write_bytes(data[: len(data) // 2])
+    elif how == "huge image":
+        Image.new("1", (20000, 20000)).save(folder / "a.png")
+    elif how == "mixed sizes":
+        files.write_images(folder / "a", FRAMES[:2])
+        Image.new("RGB", (10, 10)).save(folder / "a/0001.png")
+    elif how == "pickled npy":
+        np.save(folder / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
+    elif how == "cut npy":
+        np.save(folder / "a.npy", np.zeros((4, 8, 8), np.uint8))
+        (folder / "a.npy").write_bytes((folder / "a.npy").read_bytes()[:-9])
+    elif how == "npy of a wrong shape":
+        np.save(folder / "a.npy", np.zeros((8, 8), np.uint8))
+    elif how == "npy out of range":
+        np.save(folder / "a.npy", np.full((2, 8, 8), 7.0))
+    elif how == "npy of integers":
+        np.save(folder / "a.npy", np.zeros((2, 8, 8), np.int64))
+    elif how == "yuv of no size":
+        files.write_yuv(folder / "a.yuv", FRAMES[:2])
+    elif how == "yuv of a wrong size":
+        files.write_yuv(folder / "a_60x48.yuv", FRAMES[:2])
+    elif how == "unreadable":
+        files.write_video(folder / "a.avi", FRAMES[:2]).chmod(0)
+
+
+BROKEN = [
+    "text for a video", "empty video", "cut video", "text for a gif", "text for an image", "cut image", "huge image",
+    "mixed sizes", "pickled npy", "cut npy", "npy of a wrong shape", "npy out of range", "npy of integers",
+    "yuv of no size", "yuv of a wrong size", "unreadable",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_damaged_clip_is_named_in_one_line(how, tmp_path):
+    if how == "unreadable" and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    broken(how, tmp_path)
+    (clip,) = find_clips(tmp_path)
+    with pytest.raises(BadClip, match=str(tmp_path / "a")) as error:
+        list(read_frames(clip))
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_or_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no clips in it"):
+        find_clips(tmp_path)
+    with pytest.raises(FileNotFoundError, match="--data_root"):
+        find_clips(tmp_path / "none")
+
+
+def test_sizes_and_bits_given_win_over_the_name_of_raw_yuv(tmp_path):
+    files.write_yuv(tmp_path / "clip_99x99_10bit.yuv", FRAMES[:3])
+    (clip,) = find_clips(tmp_path, yuv_size=(64, 48), yuv_depth=8)
+    assert len(list(read_frames(clip))) == 3

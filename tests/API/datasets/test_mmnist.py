@@ -1,0 +1,113 @@
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import idx_file
+
+from API.datasets import mmnist
+
+SHAPES = dict(in_shape=(10, 1, 64, 64), out_shape=(10, 1, 64, 64), seed=1)
+IMAGES, SEQUENCES = mmnist.IMAGES, mmnist.SEQUENCES
+
+
+def test_idx_images_come_back_as_written(tmp_path):
+    images = np.arange(3 * 28 * 28).reshape(3, 28, 28).astype(np.uint8)
+    assert np.array_equal(mmnist.read_idx_images(idx_file(tmp_path / "a.gz", images)), images)
+
+
+def test_the_test_set_is_the_file(mnist_root):
+    data = mmnist.dataset("test", data_root=mnist_root, **SHAPES)
+    file = np.load(mnist_root / SEQUENCES)
+    assert len(data) == 6
+    past, future = data[4]
+    assert np.array_equal(torch.cat([past, future])[:, 0].numpy(), file[:, 4].astype(np.float32) / 255)
+
+
+def test_training_and_validation_digits_are_different_images(mnist_root):
+    train, val = (mmnist.dataset(split, data_root=mnist_root, **SHAPES) for split in ("train", "val"))
+    assert len(train) == 10_000
+    assert not {d.tobytes() for d in train.digits} & {d.tobytes() for d in val.digits}
+    assert len(train.digits) + len(val.digits) == 60
+
+
+@pytest.mark.parametrize(
+    ("in_shape", "out_shape"), [((10, 1, 32, 32), (10, 1, 32, 32)), ((10, 1, 64, 64), (11, 1, 64, 64))]
+)
+def test_shapes_the_test_file_does_not_have_are_refused(mnist_root, in_shape, out_shape):
+    with pytest.raises(ValueError, match="--in_shape"):
+        mmnist.dataset("test", data_root=mnist_root, in_shape=in_shape, out_shape=out_shape, seed=1)
+
+
+def break_images(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "no gzip":
+        path.write_bytes(b"plain text, not gzip")
+    elif how == "cut gzip":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif how == "damaged gzip":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+    elif how == "labels":
+        idx_file(path, np.zeros((10, 28, 28)), magic=2049)
+    elif how == "short":
+        with gzip.open(path, "wb") as file:
+            file.write(np.array([2051, 60, 28, 28], dtype=">i4").tobytes() + bytes(100))
+    elif how == "huge header":
+        with gzip.open(path, "wb") as file:
+            file.write(np.array([2051, 2**31 - 1, 2**15, 2**15], dtype=">i4").tobytes())
+    elif how == "empty":
+        path.write_bytes(b"")
+
+
+BROKEN_IMAGES = ["missing", "no gzip", "cut gzip", "damaged gzip", "labels", "short", "huge header", "empty"]
+
+
+@pytest.mark.parametrize("how", BROKEN_IMAGES)
+def test_broken_images_are_named_in_one_line_with_the_way_out(mnist_root, how):
+    break_images(mnist_root / IMAGES, how)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        mmnist.dataset("train", data_root=mnist_root, **SHAPES)
+    message = str(error.value)
+    assert "\n" not in message
+    assert IMAGES in message
+    assert "download_mmnist.sh" in message
+    assert "--dataname digits" in message
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was run",))
+
+
+def break_sequences(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif how == "text":
+        path.write_text("hello")
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif how == "objects":
+        np.save(path, np.array([Bomb()], dtype=object), allow_pickle=True)
+    elif how == "shape":
+        np.save(path, np.zeros((10, 6, 64, 64), np.uint8))
+    elif how == "dtype":
+        np.save(path, np.zeros((20, 6, 64, 64), np.float32))
+    elif how == "empty":
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "text", "pickle", "objects", "shape", "dtype", "empty"])
+def test_broken_sequences_are_named_in_one_line_and_never_unpickled(mnist_root, how):
+    break_sequences(mnist_root / SEQUENCES, how)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        mmnist.dataset("test", data_root=mnist_root, **SHAPES)
+    message = str(error.value)
+    assert "\n" not in message
+    assert SEQUENCES in message
+    assert "download_mmnist.sh" in message

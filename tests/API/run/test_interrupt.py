@@ -1,0 +1,145 @@
+"""A run that is stopped or killed goes on to the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_FLAGS
+from test_core import same
+
+import main
+from API.datasets import digits
+from API.run.checkpoint import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
+from API.run.interrupt import Interrupted, StopSignals
+from API.run.recorder import Recorder
+
+FLAGS = [*TINY_FLAGS, "--batch_size", "4", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(digits, "SEQUENCES", {"train": 20, "val": 4, "test": 4})
+    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: path.touch())
+    return tmp_path / "results"
+
+
+def assert_same_runs(folder: Path, one: str, two: str) -> None:
+    """Equal checkpoints, to the bit, and equal records of every epoch once."""
+    a, b = (load_checkpoint(folder / name / "checkpoints/last.pth") for name in (one, two))
+    for key in ("model", "optimizer", "scheduler", "random", "epoch", "step", "total", "best"):
+        assert same(a[key], b[key]), key
+    records = [[json.loads(s) for s in (folder / n / "metrics.jsonl").read_text().splitlines()] for n in (one, two)]
+    timing = ("seconds", "sequences_per_second", "waiting")
+    for record in (*records[0], *records[1]):
+        for name in timing:
+            record.pop(name)
+    assert records[0] == records[1]
+    assert [record["epoch"] for record in records[0]] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(folder, monkeypatch, number):
+    main.run([*FLAGS, "--ex_name", "whole"])
+    step, steps = torch.optim.Adam.step, []
+
+    def asked_to_stop(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) in (3, 6):  # in the middle of the first epoch, and at the start of the second
+            os.kill(os.getpid(), number)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", asked_to_stop)
+    for stop in ("epoch 1, step 3", "epoch 2, step 1"):
+        with pytest.raises(Interrupted, match=stop):
+            main.run([*FLAGS, "--ex_name", "parts", "--resume", "auto"])
+    main.run([*FLAGS, "--ex_name", "parts", "--resume", "auto"])
+    assert len(steps) == 10
+    assert_same_runs(folder, "whole", "parts")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_after_an_epoch_without_validation_loses_nothing_of_it(folder, monkeypatch):
+    flags = [*FLAGS, "--log_step", "2"]
+    main.run([*flags, "--ex_name", "whole"])
+    recorded = Recorder.epoch
+
+    def asked_to_stop(recorder, record):
+        recorded(recorder, record)
+        if record["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "epoch", asked_to_stop)
+    with pytest.raises(Interrupted, match="after epoch 1"):
+        main.run([*flags, "--ex_name", "parts"])
+    assert load_checkpoint(folder / "parts/checkpoints/last.pth")["epoch"] == 1
+    main.run([*flags, "--ex_name", "parts", "--resume"])
+    assert_same_runs(folder, "whole", "parts")
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stopped_process_says_so_in_its_exit_code(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setattr(main, "run", lambda argv: (_ for _ in ()).throw(Interrupted("stopped; go on with --resume")))
+    assert main.main() == 75
+
+
+def test_a_run_killed_at_twenty_random_instants_ends_with_the_same_bits(tmp_path):
+    script, output = REPO / "benchmarks/faults.py", tmp_path / "faults.json"
+    command = [sys.executable, str(script), "--kills", "20", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(output.read_text())["result"]
+    assert result["kills"] == 20 == sum(result["while"].values())
+    assert result["runs"] >= 1
+    assert result["different"] == []
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_one_warning(folder, tmp_path, capsys):
+    path = tmp_path / "checkpoints/last.pth"
+    path.parent.mkdir()
+    assert last_checkpoint(tmp_path) is None
+    for epoch in (1, 2):
+        save_checkpoint(path, {"epoch": epoch, "w": torch.zeros(1000)})
+    assert last_checkpoint(tmp_path)[0] == path
+    path.write_bytes(path.read_bytes()[:-700])
+    assert last_checkpoint(tmp_path)[0] == previous(path)
+    printed = capsys.readouterr().out
+    assert printed.count("warning") == len(printed.splitlines()) == 1
+    assert load_checkpoint(previous(path))["epoch"] == 1
+    previous(path).write_bytes(b"")
+    with pytest.raises(ValueError, match="previous"):
+        last_checkpoint(tmp_path)
+
+
+def test_saving_is_due_every_so_many_steps_or_minutes(monkeypatch):
+    assert [step for step in range(1, 11) if SaveEvery("4")(step)] == [4, 8]
+    assert not any(SaveEvery(None)(step) for step in range(1, 11))
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    due, saved = SaveEvery("1.5m"), []
+    for step in range(10):
+        now[0] = step * 30.0
+        if due(step):
+            saved.append(step)
+    assert saved == [3, 6, 9]
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "x", "0m", "3h", "nanm"])
+def test_save_every_takes_steps_or_minutes_only(value):
+    with pytest.raises(SystemExit):
+        main.parse(["--save_every", value])

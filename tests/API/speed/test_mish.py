@@ -1,0 +1,86 @@
+"""Mish from one exponential, against PyTorch's, which takes exp, log1p and tanh."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from API.speed.mish import AT_A_TIME, GroupNormMish, mish
+
+
+def exact(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value and slope in float64."""
+    x = x.double().requires_grad_()
+    return F.mish(x).detach(), torch.autograd.grad(F.mish(x).sum(), x)[0]
+
+
+def ours(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = mish(x)
+    return y.detach(), torch.autograd.grad(y.sum(), x)[0]
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-14), (torch.float32, 5e-7), (torch.bfloat16, 4e-3)])
+def test_value_and_slope_are_exact_to_the_last_bits(dtype, most):
+    x = torch.linspace(-80, 80, 100_001).to(dtype)
+    (value, slope), (true_value, true_slope) = ours(x), exact(x)
+    assert value.dtype == slope.dtype == dtype
+    assert ((value.double() - true_value).abs() <= most * true_value.abs()).all()  # tiny ones, too
+    assert ((slope.double() - true_slope).abs() <= most).all()  # it crosses zero at -1.19
+
+
+def test_far_out_it_is_x_or_nothing():
+    value, slope = ours(torch.tensor([3e38, 1e4, -1e4, -3e38]))
+    assert value.tolist() == pytest.approx([3e38, 1e4, 0, 0])
+    assert slope.tolist() == [1, 1, 0, 0]
+    assert ours(torch.tensor([float("inf"), float("nan")]))[0].isnan().tolist() == [False, True]
+
+
+def test_the_numerical_gradient_is_its_own():
+    assert torch.autograd.gradcheck(mish, torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_parts_make_a_whole_and_the_layout_stays(layout):
+    x = torch.randn(5, 3, 4, 2).contiguous(memory_format=layout)
+    big = x.repeat(1, 1, 1, AT_A_TIME * torch.get_num_threads() // 60)  # two at a time, and one alone
+    big = big.contiguous(memory_format=layout)
+    with torch.no_grad():
+        y = mish(big)
+    assert y.is_contiguous(memory_format=layout)
+    assert torch.allclose(y, F.mish(big), rtol=1e-5, atol=1e-6)
+    assert torch.equal(y[4:], mish(big[4:]))
+    assert mish(x[:0]).shape == (0, 3, 4, 2)
+
+
+def test_what_a_compiler_gets_is_group_norm_then_mish_and_leaves_the_layout():
+    norm = GroupNormMish(2, 6).double()
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = 3 + torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected, ours = F.mish(F.group_norm(x, 2, norm.weight, norm.bias, norm.eps)), norm.channels_last(x)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
+    assert torch.allclose(norm(x), expected, rtol=0, atol=1e-12)
+    grad, inputs = torch.randn_like(expected), (x, norm.weight, norm.bias)
+    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
+        assert torch.allclose(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("channels", [8, 64])  # few and many a group take different ways
+def test_group_norm_and_mish_in_bfloat16_are_exact_to_its_last_bits(channels):
+    norm = GroupNormMish(2, channels)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = (3 + torch.randn(2, channels, 5, 7)).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    true_x = x.detach().double().requires_grad_()
+    true = copy.deepcopy(norm).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    true_y, grad = true(true_x), torch.randn(y.shape)
+    assert (y - true_y).abs().max() < 2**-7 * true_y.abs().max()
+    ours = torch.autograd.grad(y, (x, *norm.parameters()), grad.bfloat16())
+    for a, b in zip(ours, torch.autograd.grad(true_y, (true_x, *true.parameters()), grad.double())):
+        assert (a - b).norm() < 2e-2 * b.norm()
