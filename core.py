@@ -1,4 +1,4 @@
-"""Build, accelerate, train, validate, test: what main.py's modes do. The loops receive what they use and return numbers."""
+"""Build, accelerate, train, validate, test: what main.py's modes do. Loops receive what they use and return numbers."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -75,20 +75,9 @@ def build_optimizer(
 
 def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> dict[str, DataLoader]:
     """The data of the flags; prints a line for every clip that --skip_bad leaves out."""
-    loaders = load_data(
-        config.dataname,
-        data_root=config.data_root,
-        in_shape=config.in_shape,
-        out_shape=config.out_shape,
-        batch_size=config.batch_size,
-        val_batch_size=config.val_batch_size,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        pin_memory=machine.device.type == "cuda",
-        world=machine.world,
-        splits=splits,
-        **{flag: getattr(config, flag) for flag in DATA_FLAGS},
-    )
+    flags = {flag: getattr(config, flag) for flag in DATA_FLAGS}
+    pin = machine.device.type == "cuda"
+    loaders = load_data(config.dataname, pin_memory=pin, world=machine.world, splits=splits, **flags)
     skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
     for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
         print(f"left out: {reason}", flush=True)
@@ -174,8 +163,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     if machine.world.main:
         figures.training_curves(recorder.history(), recorder.figures / "training.png")
     config.ckpt = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
-    model = for_inference(load_weights(build_model(config), load_checkpoint(config.ckpt), config.ckpt), config, machine)
-    evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine))
+    score(trained(config, load_checkpoint(config.ckpt), machine), loaders["test"], config, machine, recorder)
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
@@ -190,10 +178,15 @@ def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> l
         model.blocks(),
         recompute="blocks" if config.checkpoint_blocks else "none",
         compile=machine.compiles if config.compile is None else config.compile,
-        example=torch.rand(at_once, *config.in_shape, device=machine.device),
+        example=example(config, machine, at_once),
         autocast=machine.autocast,
         agree=lambda failed: machine.world.any(failed)[0],
     )
+
+
+def example(config: Config, machine: Machine, sequences: int) -> Tensor:
+    """Past frames (sequences, T, C, H, W) of noise, to try a model with. No other random number depends on it."""
+    return torch.rand(sequences, *config.in_shape, generator=torch.Generator().manual_seed(0)).to(machine.device)
 
 
 def train_epochs(
@@ -215,17 +208,17 @@ def train_epochs(
         record = {"epoch": epoch} | train_one_epoch(
             forward, criterion, loaders["train"], run, guard, machine, config.grad_clip, config.accumulate
         )
-        example = None
+        shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
             with gathered(forward):
-                scores, example = validate(run.model, criterion, loaders["val"], machine)
+                scores, shown = validate(run.model, criterion, loaders["val"], machine)
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
         if board:
             board.scalars(epoch, record)
-            if example:
-                board.picture(epoch, *example)
+            if shown:
+                board.picture(epoch, *shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
     if board:
@@ -290,13 +283,13 @@ def validate(
     """
     model.eval()
     world = machine.world
-    scores, losses, example, notes = Scores(), [], None, {}
+    scores, losses, shown, notes = Scores(), [], None, {}
     for batch in loader:
         past, future = machine.move(batch)
-        if example is None:
+        if shown is None:
             with filter_statistics(model) as notes, machine.autocast():
                 predicted = model(past)
-            example = past[0], future[0], predicted[0]
+            shown = past[0], future[0], predicted[0]
         else:
             with machine.autocast():
                 predicted = model(past)
@@ -305,61 +298,52 @@ def validate(
     total, count = world.sum(torch.stack(losses).cpu().double().sum(0)).tolist()  # there is no float64 on MPS
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
-    return record | {"filter": filter_report(model, notes)}, example
+    return record | {"filter": filter_report(model, notes)}, shown
 
 
 # Using a checkpoint -------------------------------------------------------------------------------------------------
 
 
-def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
-    """The checkpoint's model in evaluation mode, on its device."""
-    machine = prepare(config)
-    return machine, load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
-
-
-def for_inference(model: DFDNet, config: Config, machine: Machine) -> DFDNet:
-    """The model prepared for inference only, as it is with --plain."""
-    model = model.to(machine.device).eval()
-    if config.plain:
+def trained(config: Config, state: Mapping, machine: Machine, exact: bool = False) -> DFDNet:
+    """The checkpoint's model on its device, prepared for inference only; exact: as it is, as with --plain."""
+    model = load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
+    if exact or config.plain:
         return model
-    prepare_inference(model, torch.rand(1, *config.in_shape, device=machine.device), machine.precision)
-    if config.compile and config.ckpt:  # only if asked for: for a few batches it takes longer than it saves
-        example = torch.rand(config.val_batch_size, *config.in_shape, device=machine.device)
-        print(*accelerate(model, model.blocks(), compile=True, example=example, autocast=machine.autocast), sep="\n")
+    prepare_inference(model, example(config, machine, 1), machine.precision)
+    if config.compile and config.mode != "train":  # only if asked for: for a few batches it takes longer than it saves
+        some = example(config, machine, config.val_batch_size)
+        print(*accelerate(model, model.blocks(), compile=True, example=some, autocast=machine.autocast), sep="\n")
     return model
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
-    given = dict(device=device, precision=precision, gpu=0, deterministic=False, timeout=10.0, plain=False)
-    config, state = settle_flags({"compile": False}, given, str(checkpoint))
-    config.ckpt = checkpoint
-    machine, model = trained(config, state)
-    return Predictor(for_inference(model, config, machine).predict_once, config.in_shape, config.out_shape, machine)
+    given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
+    config, state = settle_flags({"deterministic": False, "plain": False, "compile": False}, given, str(checkpoint))
+    machine = prepare(config)
+    model = trained(config, state, machine)
+    return Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
 
 
 def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine)
     loader = build_loaders(config, machine, ("test",))["test"]
-    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
-    evaluate(for_inference(model, config, machine), loader, machine, recorder, **test_options(config, machine))
+    score(model, loader, config, machine, recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True))
 
 
-def test_options(config: Config, machine: Machine) -> dict:
-    """What evaluate measures, keeps, and says about it."""
-    return {
-        "about": {"dataname": config.dataname, "checkpoint": str(config.ckpt), "release": config.release},
-        "protocols": config.protocol,
-        "lpips": find_lpips(config.lpips, config.lpips_weights, machine.device),
-        "save_predictions": config.save_predictions,
-    }
+def score(model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder) -> None:
+    """Measure what the flags ask for, and write it into the run folder."""
+    about = {"dataname": config.dataname, "checkpoint": str(config.ckpt), "release": config.release}
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)
+    evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
 
 
 def predict(config: Config, state: Mapping) -> None:
     """Predict frames of the user's videos."""
-    machine, model = trained(config, state)
-    model = for_inference(model, config, machine)
+    machine = prepare(config)
+    model = trained(config, state, machine)
     predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
     frames = config.frames or predictor.reach
     request = Request(config.input, config.output, frames, config.start, config.every, config.side_by_side)
@@ -369,7 +353,8 @@ def predict(config: Config, state: Mapping) -> None:
 @torch.no_grad()
 def explain(config: Config, state: Mapping) -> None:
     """Draw what the filters do to the first test sequences, and predict with and without them."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     predicted = {}
@@ -382,7 +367,7 @@ def explain(config: Config, state: Mapping) -> None:
 def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
     config.device = "cpu"
-    _, model = trained(config, state)
+    model = trained(config, state, prepare(config), exact=True)
     print(write_export(model, config.in_shape, vars(config), Path(config.output)))
 
 

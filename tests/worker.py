@@ -13,8 +13,8 @@ import torch
 torch.set_num_threads(1)
 
 import main  # noqa: E402
-from API import visualize  # noqa: E402
 from API.datasets import digits
+from API.evaluation import figures  # noqa: E402
 from API.machine.processes import leave, rank, starts  # noqa: E402
 from API.machine.sharding import find_fully_shard  # noqa: E402
 
@@ -24,7 +24,7 @@ TINY = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), hid_S=8, layer_co
 def command_line(argv: list[str]) -> int:
     """main.py with argv. STOP="step": this sends itself SIGTERM at that step; KILL="step": its last process SIGKILL."""
     digits.SEQUENCES = {"train": 20, "val": 5, "test": 7}
-    visualize.save_figure = lambda figure, path: path.touch()
+    figures.save_figure = lambda figure, path: path.touch()
     stop, kill, steps = int(os.environ.get("STOP", 0)), int(os.environ.get("KILL", 0)), []
     adam = torch.optim.Adam.step
 

@@ -8,8 +8,11 @@ from .. import UserError
 from .checkpoint import load_checkpoint
 from .release import infer_release_args, read_release
 
-# Passed on to the data set.
-DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
+# Passed on to the data set and its loader.
+DATA_FLAGS = (
+    "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
+    "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth",
+)  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
 FIXED_FLAGS = ("dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by")
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.

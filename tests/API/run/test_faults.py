@@ -31,7 +31,7 @@ def call(tmp_path, monkeypatch, capsys):
     """The command line in a folder of its own: (exit code, what it said on stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "SEQUENCES", {"train": 12, "val": 4, "test": 4})
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
 
     def run(*flags: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *flags])

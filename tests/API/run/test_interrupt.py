@@ -27,7 +27,7 @@ REPO = Path(__file__).parents[1]
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "SEQUENCES", {"train": 20, "val": 4, "test": 4})
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
     return tmp_path / "results"
 
 
