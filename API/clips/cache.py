@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .reading import BadClip, Clip, fit, read_frames
+from .fit import fit
+from .reading import BadClip, Clip, read_frames
 
 HEADER = 128  # bytes; numpy's own header for such arrays has this length
 
@@ -22,14 +23,20 @@ class ClipCache:
 
     MEMORY = 2**28  # bytes of decoded clips kept in memory without a folder
 
-    def __init__(self, folder: Path | None, shape: tuple[int, int, int], resize: str = "stretch") -> None:
-        self.folder, self.shape, self.resize = folder, shape, resize
+    def __init__(
+        self,
+        folder: Path | None,
+        shape: tuple[int, int, int],
+        resize: str = "stretch",
+        interpolation: str | None = None,
+    ) -> None:
+        self.folder, self.shape, self.resize, self.interpolation = folder, shape, resize, interpolation
         self.kept: dict[str, np.ndarray] = {}
 
     def path(self, clip: Clip) -> Path:
         """Where the decoded clip is kept."""
-        key = hashlib.sha256(f"{clip.fingerprint()} {self.shape} {self.resize}".encode()).hexdigest()[:32]
-        return self.folder / f"{key}.npy"
+        how = f"{clip.fingerprint()} {self.shape} {self.resize} {self.interpolation}"
+        return self.folder / f"{hashlib.sha256(how.encode()).hexdigest()[:32]}.npy"
 
     def open(self, clip: Clip) -> np.ndarray:
         """The clip's frames. Raises BadClip, naming the file, where it cannot be read."""
@@ -53,7 +60,7 @@ class ClipCache:
     def decode(self, clip: Clip):
         """(C, H, W) uint8, frame by frame."""
         for frame in read_frames(clip):
-            yield fit(frame, self.shape, self.resize, clip.path)
+            yield fit(frame, self.shape, self.resize, clip.path, self.interpolation)
 
     def build(self, clip: Clip, path: Path) -> None:
         """Decode a clip to path, one frame in memory at a time."""

@@ -243,31 +243,3 @@ def check_pixels(path: Path, width: float, height: float) -> None:
     """Raise BadClip where a header claims frames that would fill the memory."""
     if not 0 < width * height <= MOST_PIXELS:
         raise BadClip(f"{path}: its header claims frames of {width:.0f}x{height:.0f} pixels")
-
-
-def fit(frame: np.ndarray, shape: tuple[int, int, int], resize: str, where: Path) -> np.ndarray:
-    """(h, w, c) uint8 -> (C, H, W) uint8: colours to grey or grey to colours, then resized.
-
-    resize: "crop" keeps the aspect ratio and cuts what stands over, evenly; "stretch" does not.
-    """
-    C, H, W = shape
-    if frame.shape[-1] != C:
-        if frame.shape[-1] == 3 and C == 1:
-            frame = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
-        elif frame.shape[-1] == 1:
-            frame = frame.repeat(C, -1)
-        else:
-            raise BadClip(f"{where}: has {frame.shape[-1]} channels, --in_shape asks for {C}")
-    h, w = frame.shape[:2]
-    if (h, w) != (H, W):
-        if resize == "crop":
-            scale = max(H / h, W / w)
-            cut_h, cut_w = min(h, round(H / scale)), min(w, round(W / scale))
-            top, left = (h - cut_h) // 2, (w - cut_w) // 2
-            frame = frame[top : top + cut_h, left : left + cut_w]
-        shrinking = frame.shape[0] * frame.shape[1] > H * W
-        frame = cv2.resize(
-            np.ascontiguousarray(frame), (W, H), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-        )
-        frame = frame.reshape(H, W, C)
-    return np.ascontiguousarray(frame.transpose(2, 0, 1))

@@ -103,7 +103,12 @@ def sliding_windows(
     return ClipWindows(cache, kept, np.array(windows, np.int32), T, skipped)
 
 
-def cache_of(data_root: str | Path, options: dict, in_shape: Sequence[int], resize: str) -> ClipCache:
-    """The cache of the flags: --cache_dir, else .cache in data_root; none with --no_cache."""
+def cache_of(
+    data_root: str | Path, options: dict, in_shape: Sequence[int], resize: str, interpolation: str | None = None
+) -> ClipCache:
+    """The cache of the flags: --cache_dir, else .cache in data_root; none with --no_cache.
+
+    resize, interpolation: the data set's own, see `fit`; --resize wins over the former.
+    """
     folder = None if options.get("no_cache") else Path(options.get("cache_dir") or Path(data_root) / ".cache")
-    return ClipCache(folder, tuple(in_shape[1:]), options.get("resize") or resize)
+    return ClipCache(folder, tuple(in_shape[1:]), options.get("resize") or resize, interpolation)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..clips.reading import VIDEOS, Clip, find_clips, fit, images_in, read_frames
+from ..clips.fit import fit
+from ..clips.reading import VIDEOS, Clip, find_clips, images_in, read_frames
 from ..clips.writing import check_output, write_clip
 from ..evaluation.metrics import Scores
 from ..machine.device import Machine

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from API.clips.cache import ClipCache
-from API.clips.reading import BadClip, find_clips
+from API.clips.fit import fit
+from API.clips.reading import BadClip, find_clips, read_frames
 from API.clips.windows import ClipWindows, open_all, slide, sliding_windows
 
 SHAPE = (3, 24, 32)
@@ -27,15 +28,14 @@ def test_the_cache_gives_what_decoding_gives(folder, tmp_path):
         kept = ClipCache(tmp_path / "cache", SHAPE).open(clip)
         assert isinstance(kept, np.memmap)
         assert kept.shape == (10, *SHAPE)
-        expected = np.stack([clips.fit(f, SHAPE, "stretch", clip.path) for f in clips.read_frames(clip)])
+        expected = np.stack([fit(f, SHAPE, "stretch", clip.path) for f in read_frames(clip)])
         assert np.array_equal(kept, expected)
         assert np.array_equal(ClipCache(None, SHAPE).open(clip), expected)
 
 
 def test_a_clip_is_decoded_once_and_again_after_a_change(folder, tmp_path, monkeypatch):
     decoded = []
-    read = clips.read_frames
-    monkeypatch.setattr("API.clips.cache.read_frames", lambda clip: decoded.append(clip.name) or read(clip))
+    monkeypatch.setattr("API.clips.cache.read_frames", lambda clip: decoded.append(clip.name) or read_frames(clip))
     for _ in range(2):
         open_all(ClipCache(tmp_path / "cache", SHAPE), find_clips(folder), False, "test")
     assert decoded == ["a", "b"]
@@ -44,21 +44,21 @@ def test_a_clip_is_decoded_once_and_again_after_a_change(folder, tmp_path, monke
     cache = ClipCache(tmp_path / "cache", SHAPE)
     open_all(cache, find_clips(folder), False, "test")
     assert decoded == ["a", "b", "b"]
-    assert np.array_equal(
-        cache.open(find_clips(folder)[1])[0], clips.fit(files.picture(0, seed=5), SHAPE, "stretch", folder)
-    )
+    expected = fit(files.picture(0, seed=5), SHAPE, "stretch", folder)
+    assert np.array_equal(cache.open(find_clips(folder)[1])[0], expected)
 
 
 def test_other_sizes_do_not_share_a_cached_clip(folder, tmp_path):
     (clip, _) = find_clips(folder)
-    for shape, resize in (
+    for shape, *how in (
         (SHAPE, "stretch"),
         ((1, 24, 32), "stretch"),
         ((3, 24, 24), "crop"),
         ((3, 24, 24), "stretch"),
+        ((3, 24, 24), "stretch", "bicubic"),
     ):
-        assert ClipCache(tmp_path / "cache", shape, resize).open(clip).shape == (10, *shape)
-    assert len(list((tmp_path / "cache").iterdir())) == 4
+        assert ClipCache(tmp_path / "cache", shape, *how).open(clip).shape == (10, *shape)
+    assert len(list((tmp_path / "cache").iterdir())) == 5
 
 
 def build(folder, cache) -> None:

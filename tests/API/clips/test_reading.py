@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from API.clips.reading import BadClip, Clip, find_clips, fit, read_frames
+from API.clips.fit import fit
+from API.clips.reading import BadClip, Clip, find_clips, read_frames
 
 FRAMES = files.pictures(12)
 
@@ -79,6 +80,14 @@ def test_crop_keeps_the_aspect_ratio_and_the_centre_and_stretch_keeps_all():
     assert stretched.shape == (3, 20, 20)
     assert (stretched[:, :, :6] > 250).all()
     assert (stretched[:, :, 7:] < 5).all()
+
+
+@pytest.mark.parametrize("way", ["area", "bilinear", "bicubic"])
+def test_the_interpolation_asked_for_is_used(way):
+    frame = files.picture(2)
+    flags = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+    expected = cv2.resize(frame, (20, 16), interpolation=flags[way]).transpose(2, 0, 1)
+    assert np.array_equal(fit(frame, (3, 16, 20), "stretch", Path(), way), expected)
 
 
 def test_channels_are_converted_like_opencv_does_or_refused():
