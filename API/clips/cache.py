@@ -19,6 +19,7 @@ class ClipCache:
     folder: where decoded clips are kept, or None to decode anew each time and keep the newest few in memory. A cached
     clip is named after its source's paths, sizes and dates, so a changed source is decoded again; it is written under
     another name and renamed, so it is never seen half-written, also when two processes decode it at once.
+    partial: of a damaged clip, keep the frames before the damage; BadClip is raised only where there are none.
     """
 
     MEMORY = 2**28  # bytes of decoded clips kept in memory without a folder
@@ -29,13 +30,15 @@ class ClipCache:
         shape: tuple[int, int, int],
         resize: str = "stretch",
         interpolation: str | None = None,
+        partial: bool = False,
     ) -> None:
         self.folder, self.shape, self.resize, self.interpolation = folder, shape, resize, interpolation
+        self.partial = partial
         self.kept: dict[str, np.ndarray] = {}
 
     def path(self, clip: Clip) -> Path:
         """Where the decoded clip is kept."""
-        how = f"{clip.fingerprint()} {self.shape} {self.resize} {self.interpolation}"
+        how = f"{clip.fingerprint()} {self.shape} {self.resize} {self.interpolation}{' partial' * self.partial}"
         return self.folder / f"{hashlib.sha256(how.encode()).hexdigest()[:32]}.npy"
 
     def open(self, clip: Clip) -> np.ndarray:
@@ -59,8 +62,14 @@ class ClipCache:
 
     def decode(self, clip: Clip):
         """(C, H, W) uint8, frame by frame."""
-        for frame in read_frames(clip):
-            yield fit(frame, self.shape, self.resize, clip.path, self.interpolation)
+        frames = 0
+        try:
+            for frame in read_frames(clip):
+                yield fit(frame, self.shape, self.resize, clip.path, self.interpolation)
+                frames += 1
+        except BadClip:
+            if not (self.partial and frames):
+                raise
 
     def build(self, clip: Clip, path: Path) -> None:
         """Decode a clip to path, one frame in memory at a time."""

@@ -104,11 +104,16 @@ def sliding_windows(
 
 
 def cache_of(
-    data_root: str | Path, options: dict, in_shape: Sequence[int], resize: str, interpolation: str | None = None
+    data_root: str | Path,
+    options: dict,
+    in_shape: Sequence[int],
+    resize: str,
+    interpolation: str | None = None,
+    partial: bool = False,
 ) -> ClipCache:
     """The cache of the flags: --cache_dir, else .cache in data_root; none with --no_cache.
 
-    resize, interpolation: the data set's own, see `fit`; --resize wins over the former.
+    resize, interpolation: the data set's own, see `fit`; --resize wins over the former. partial: see ClipCache.
     """
     folder = None if options.get("no_cache") else Path(options.get("cache_dir") or Path(data_root) / ".cache")
-    return ClipCache(folder, tuple(in_shape[1:]), options.get("resize") or resize, interpolation)
+    return ClipCache(folder, tuple(in_shape[1:]), options.get("resize") or resize, interpolation, partial)
