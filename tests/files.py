@@ -44,10 +44,11 @@ def write_video(
             setattr(stream.codec_context, name, value)
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        matrix = settings.get("colorspace", 5)
+        matrix = {1: "ITU709", 5: "ITU601"}[settings.get("colorspace", 5)]
         for k, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgba" if frame.shape[-1] == 4 else "rgb24")
-            picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=matrix)
+            full = {2: "JPEG"}.get(settings.get("color_range"))
+            picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=matrix, dst_color_range=full)
             picture.pts, picture.time_base = (k, Fraction(1, 25)) if times is None else (times[k], Fraction(1, 1000))
             container.mux(stream.encode(picture))
         container.mux(stream.encode())

@@ -118,7 +118,7 @@ def decode(path: Path, container, stream) -> Iterator:
             yield held.popleft()
     count += len(held)
     yield from held
-    if received < sum(entry.size > 0 for entry in stream.index_entries):
+    if received < sum(entry.size > 0 for entry in getattr(stream, "index_entries", ())):  # PyAV has them from 17 on
         raise damaged(path, count, "it ends before its last packet")
     if count == 0:
         raise BadClip(f"{path}: damaged, no frame can be decoded")
@@ -167,10 +167,7 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
     options: of av.open. Raises BadClip where it is damaged, OSError where it cannot be opened.
     """
     av = pyav()
-    with opened(path, options={"protocol_whitelist": "file", **options.pop("options", {})}, **options) as (
-        container,
-        stream,
-    ):
+    with opened(path, **options) as (container, stream):
         check_pixels(path, stream.codec_context.width, stream.codec_context.height)
         # The fourth byte of raw video in an AVI is padding.
         opaque = container.format.name == "avi" and stream.codec_context.codec.name == "rawvideo"
@@ -183,7 +180,10 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
                     # Encoders write 1.004 for 1 where they have rounded a size.
                     width = frame.width if abs(aspect - 1) < 0.01 else round(frame.width * aspect)
                     check_pixels(path, width, frame.height)
-                    how = {} if width == frame.width else {"width": width, "interpolation": "BICUBIC"}
+                    # PyAV 15 and 16 use the frame's matrix only where another is asked for; RGB has none.
+                    how = {"dst_colorspace": "ITU601"}
+                    if width != frame.width:
+                        how |= {"width": width, "interpolation": "BICUBIC"}
                     transparent = not opaque and has_alpha(frame.format)
                 elif (frame.width, frame.height) != (first.width, first.height):
                     sizes = f"{frame.width}x{frame.height} after {first.width}x{first.height}"

@@ -1,5 +1,6 @@
 """Videos are read as players show them, and damage is what the container or the decoder says it is."""
 
+import itertools
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -112,8 +113,9 @@ def test_interlaced_video_that_stands_still_keeps_its_picture_and_its_colours(tm
 
 def test_the_matrix_that_a_file_names_gives_its_colours(tmp_path):
     colours = [np.full((48, 64, 3), (200, 40, 30), np.uint8)] * 3
-    for matrix in (1, 5):  # BT.709, BT.601
-        path = files.write_video(tmp_path / f"{matrix}.mp4", colours, "libx264", colorspace=matrix)
+    for matrix, levels in itertools.product((1, 5), (1, 2)):  # BT.709, BT.601; limited, full
+        path = tmp_path / f"{matrix}{levels}.mp4"
+        files.write_video(path, colours, "libx264", colorspace=matrix, color_range=levels)
         assert error(read(path), colours[0]) < 3
 
 
@@ -246,7 +248,7 @@ def test_errors_inside_a_stream_are_told_with_the_number_of_frames_before(name, 
     path.write_bytes(bytes(data))
     frames, message = sound_until(path)
     assert f"cut short or damaged after {len(frames)} frames" in message
-    assert 5 < len(frames) < 45
+    assert 0 < len(frames) < 45
     if DAMAGED[name] != "mjpeg":  # whose decoder takes most bytes for a picture
         assert np.array_equal(frames, sound[: len(frames)])
 
