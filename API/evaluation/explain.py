@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .. import UserError
 from ..run.files import write_json
 from ..run.recorder import Recorder
-from .figures import COPY, LINEAR, MODEL, as_image, frame_rows, save_figure
+from .figures import COPY, LINEAR, MODEL, Row, as_image, save_figure, save_tiles
 
 PLACES = (
     ("branch_r1", "filter_h", "r₁, height"),
@@ -20,7 +21,7 @@ PLACES = (
 
 
 def chosen(found: Mapping[str, Mapping], stages: Sequence[int] | None, blocks: Sequence[int] | None) -> list[str]:
-    """'stage.block' of the DFDBs to draw: by default the first of each stage. Raises ValueError where there is none."""
+    """'stage.block' of the DFDBs to draw: by default the first of each stage. Raises UserError where there is none."""
     there = list(dict.fromkeys(".".join(name.split("stages.")[1].split(".")[:2]) for name in found))
     some = [
         b
@@ -28,7 +29,7 @@ def chosen(found: Mapping[str, Mapping], stages: Sequence[int] | None, blocks: S
         if (stages is None or int(b.split(".")[0]) in stages) and int(b.split(".")[1]) in (blocks or [0])
     ]
     if not some:
-        raise ValueError(f"--stage, --block: no such DFDB, the model has (stage.block) {' '.join(there)}")
+        raise UserError(f"--stage, --block: no such DFDB, the model has (stage.block) {' '.join(there)}")
     return some
 
 
@@ -59,7 +60,7 @@ def draw_spectra(found: Mapping[str, Mapping], blocks: Sequence[str], path: Path
         axis.set_xlabel("frequency, of the highest", fontsize=8)
     for line in axes:
         line[0].set_ylabel("mean amplitude", fontsize=8)
-    axes[0][0].legend(fontsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside upper center")
     save_figure(figure, path)
 
 
@@ -97,17 +98,20 @@ def draw_removed(found: Mapping[str, Mapping], path: Path) -> None:
         )
     axis.set_xticks(range(len(there)), there, fontsize=7)
     axis.set(xlabel="DFDB (stage.block)", ylabel="high bins removed", ylim=(0, 1))
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=7, ncols=2, loc="outside upper center")
     save_figure(figure, path)
 
 
 def draw_modes(
-    past: np.ndarray, future: np.ndarray, predicted: Mapping[str, np.ndarray], mse: Mapping, path: Path
+    past: np.ndarray, future: np.ndarray, predicted: Mapping[str, tuple[np.ndarray, float]], path: Path
 ) -> None:
-    """One sequence: truth, and the prediction with the filter as learned, off, and passing low frequencies only."""
-    rows = {"past": past, "truth": future}
-    rows |= {f"filter {mode}\nMSE {mse[mode]:.1f}": frames for mode, frames in predicted.items()}
-    frame_rows([(label, [as_image(frame) for frame in frames]) for label, frames in rows.items()], path)
+    """One sequence: truth, and the prediction with the filter as learned, off, and passing low frequencies only, each
+    with its MSE."""
+    rows = [Row("past", [as_image(frame) for frame in past], 1 - len(past))]
+    rows.append(Row("truth", [as_image(frame) for frame in future]))
+    for mode, (frames, mse) in predicted.items():
+        rows.append(Row(f"filter {mode}\nMSE {mse:.1f}", [as_image(frame) for frame in frames]))
+    save_tiles(rows, path, "test sequence 0, and the MSE on it")
 
 
 def draw_filters(
@@ -127,9 +131,10 @@ def draw_filters(
     draw_spectra(found, drawn, recorder.figures / "spectra.png")
     draw_thresholds(found, drawn, recorder.figures / "thresholds.png")
     draw_removed(found, recorder.figures / "removed.png")
-    mse = {mode: (frames - future).square().sum((2, 3, 4)).mean().item() for mode, frames in predicted.items()}
-    first = {mode: frames[0].cpu().numpy() for mode, frames in predicted.items()}
-    draw_modes(past[0].cpu().numpy(), future[0].cpu().numpy(), first, mse, recorder.figures / "filter_modes.png")
+    each = {mode: (frames - future).square().sum((2, 3, 4)).mean(1) for mode, frames in predicted.items()}
+    mse = {mode: errors.mean().item() for mode, errors in each.items()}
+    first = {mode: (frames[0].cpu().numpy(), each[mode][0].item()) for mode, frames in predicted.items()}
+    draw_modes(past[0].cpu().numpy(), future[0].cpu().numpy(), first, recorder.figures / "filter_modes.png")
     removed = {name: one["removed"] for name, one in found.items()}
     write_json(recorder.folder / "explain.json", {"sequences": len(past), "mse": mse, "removed": removed})
     return (
