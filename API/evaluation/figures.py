@@ -139,7 +139,7 @@ def gif(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path,
     for place, images in enumerate(frames, 1 - len(past)):
         picture = Image.new("RGB", ((W * scale + 4) * 3, H * scale + 16), "white")
         names = ("truth", "prediction", "|error|") if place > 0 else ("past", "", "")
-        texts = (f"{names[0]} {number(place)}", *names[1:])
+        texts = (f"{number(place)} {names[0]}", *names[1:])
         picture.paste(Image.fromarray(captions(texts, W * scale, 14)), (2, 0))
         for k, image in enumerate(images):
             left = k * (W * scale + 4) + 2
