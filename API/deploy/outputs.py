@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import UserError
-from ..clips.reading import Clip
+from ..clips.clip import Clip
+from ..clips.reading import identity
 from ..clips.writing import check_folder, check_output
 
 
@@ -21,7 +22,7 @@ class Outputs:
         self.several = several
         self.folder = output.with_suffix("") if output.suffix else output
         self.names = dict(zip(clips, names_of(clips)))
-        self.inputs = {identity(path) for clip in clips for path in (source, clip.path, *clip.files())} - {None}
+        self.inputs = {identity(path) for clip in clips for path in (source, clip.path, *clip.files())}
         check_output(output)
         self.check(self.folder if several else output)
         if several:
@@ -43,15 +44,6 @@ class Outputs:
         for place in (path, path.with_name(f".{path.name}"), *inside):  # the second is its name while it is written
             if identity(place) in self.inputs:
                 raise UserError(f"--output {path}: {place} belongs to the input; name another file or folder")
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """Equal for all names of one file or folder, links included; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def names_of(clips: Sequence[Clip]) -> list[str]:

@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import UserError
+from ..clips.clip import BadClip, Clip
 from ..clips.fit import centre, fit
-from ..clips.reading import VIDEOS, YUV, BadClip, Clip, find_clips, images_in, read_frames, yuv_layout
+from ..clips.npy import MOST_CHANNELS
+from ..clips.reading import clips_at, frame_rate, read_frames
 from ..clips.writing import write_clip
 from ..evaluation.figures import captions, number
 from ..evaluation.metrics import Scores
@@ -143,37 +145,7 @@ class Request:
     skip_bad: bool = False
     yuv_size: Sequence[int] | None = None
     yuv_depth: int | None = None
-
-
-def clips_of(request: Request) -> list[Clip]:
-    """The clips at --input: a file, a folder of images, or a folder of either. Raises UserError where there is none."""
-    path = Path(request.input)
-    if not path.exists():
-        raise UserError(f"--input {path}: no such file or folder")
-    if path.is_dir():
-        images = images_in(path)
-        return [Clip(path, path.name, images)] if images else find_clips(path, request.yuv_size, request.yuv_depth)
-    kinds = (*VIDEOS, ".gif", ".npy", YUV)
-    if path.suffix.lower() not in kinds:
-        raise UserError(f"--input {path}: unknown kind of file, expected {' '.join(kinds)} or a folder")
-    if path.suffix.lower() == YUV:
-        return [Clip(path, path.name, (), *yuv_layout(path, request.yuv_size, request.yuv_depth))]
-    return [Clip(path, path.name)]
-
-
-def frame_rate(clip: Clip) -> float:
-    """Frames a second; 25 where the clip does not say."""
-    if clip.path.suffix.lower() in VIDEOS and not clip.images:
-        video = cv2.VideoCapture(str(clip.path), cv2.CAP_FFMPEG)
-        rate = video.get(cv2.CAP_PROP_FPS)
-        video.release()
-        return rate if 0 < rate <= 1000 else 25.0
-    if clip.path.suffix.lower() == ".gif":
-        from PIL import Image
-
-        with Image.open(clip.path) as image:
-            return 1000 / (image.info.get("duration") or 40)
-    return 25.0
+    yuv_format: str | None = None
 
 
 def predict(request: Request, predictor: Predictor) -> Iterator[str]:
@@ -183,7 +155,7 @@ def predict(request: Request, predictor: Predictor) -> Iterator[str]:
     Raises UserError before the first prediction where --input or --output will not do, and after the last one where
     clips of a folder were bad or too short, unless request.skip_bad.
     """
-    clips = clips_of(request)
+    clips = clips_at(Path(request.input), request.yuv_size, request.yuv_depth, request.yuv_format)
     several = len(clips) > 1 or len(request.start or ()) > 1 or request.every is not None
     outputs, left_out = Outputs(Path(request.output), several, Path(request.input), clips), 0
     with tqdm(unit=" windows", disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -233,9 +205,13 @@ def predict_clip(clip: Clip, request: Request, predictor: Predictor, outputs: Ou
 
 
 def like_source(frames: np.ndarray, clip: Clip) -> np.ndarray:
-    """(N, h, w, c) -> (N, h, w) where the clip is an array without channels."""
-    grey = clip.path.suffix.lower() == ".npy" and np.load(clip.path, mmap_mode="r").ndim == 3
-    return frames[..., 0] if grey else frames
+    """(N, h, w, c) -> the axes of the clip's array, where it is one: (N, h, w), (N, c, h, w) or (N, h, w, c)."""
+    if clip.path.suffix.lower() != ".npy":
+        return frames
+    shape = np.load(clip.path, mmap_mode="r").shape
+    if len(shape) == 3:
+        return frames[..., 0]
+    return frames.transpose(0, 3, 1, 2) if shape[1] <= MOST_CHANNELS else frames
 
 
 def score(predictor: Predictor, predicted: Tensor, truth: Sequence[np.ndarray]) -> str:

@@ -199,13 +199,17 @@ def test_a_cropping_model_predicts_the_middle_and_shows_it_beside_the_middle(pre
     assert ours(frames).shape == (4, 16, 24)
 
 
-@pytest.mark.parametrize("shape", [(8, 16, 24), (8, 16, 24, 1), (8, 16, 24, 3)])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((8, 16, 24), "THW"), ((8, 16, 24, 1), "THWC"), ((8, 16, 24, 3), "THWC"), ((8, 3, 16, 24), "TCHW")],
+)
 @pytest.mark.parametrize("side_by_side", [False, True])
-def test_an_array_keeps_its_number_of_axes(predictor, tmp_path, shape, side_by_side):
+def test_an_array_keeps_its_axes(predictor, tmp_path, shape, axes, side_by_side):
     np.save(tmp_path / "in.npy", np.zeros(shape, np.uint8))
     run(Request(tmp_path / "in.npy", tmp_path / "out.npy", side_by_side=side_by_side), predictor)
-    assert np.load(tmp_path / "out.npy").ndim == len(shape)
-    assert np.load(tmp_path / "out.npy").shape[3:] == shape[3:]
+    sizes = dict(zip(axes, shape)) | {"T": 8 if side_by_side else 4}
+    sizes |= {"H": 34, "W": 52} if side_by_side else {}
+    assert np.load(tmp_path / "out.npy").shape == tuple(sizes[axis] for axis in axes)
 
 
 def test_no_frame_is_read_after_the_last_one_that_is_needed():
