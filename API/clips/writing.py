@@ -39,9 +39,9 @@ def write_clip(path: Path, frames: np.ndarray, rate: float) -> None:
     A file is under a hidden name until all is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == "":
-        return write_images(path, as_colour(frames))
     partial, kind = path.with_name(f".{path.name}"), path.suffix.lower()
+    if kind not in (*MOVIES, ".gif", ".npy"):  # a folder, perhaps with dots in its name
+        return write_images(path, as_colour(frames))
     try:
         if kind == ".npy":
             with partial.open("wb") as file:

@@ -280,6 +280,9 @@ def test_every_clip_has_an_output_of_its_own(predictor, tmp_path):
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert len(names) == len({name.casefold() for name in names}) == len(told) == 8
     assert {"2024.05.01_00004.npy", "2024.05.02_00004.npy", "clip.avi_00004.npy", "clip.mp4_00004.npy"} < set(names)
+    run(Request(root, tmp_path / "pictures"), predictor)
+    assert sorted(f"{p.name}.npy" for p in (tmp_path / "pictures").iterdir()) == names
+    assert len(list((tmp_path / "pictures").glob("*/0000[0-3].png"))) == 32
 
 
 def test_frames_of_a_longer_prediction_do_not_stay_and_other_files_are_not_touched(predictor, tmp_path):
