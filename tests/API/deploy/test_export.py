@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from PIL import Image
 
 import core
 import main
+from API import UserError
 from API.datasets import digits
 from API.deploy.export import TESTED, export_model, write_export
 from API.run.weights import load_safetensors
@@ -99,6 +101,28 @@ def test_what_deviates_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="deviates"):
         export_model(Doubling(), (2, 1, 4, 4), tmp_path / "model.onnx", lambda: None)
     assert not list(tmp_path.iterdir())
+
+
+@modern
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_full_disk_is_said_in_one_line(kind, tmp_path):
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limit[1]))
+    try:
+        with pytest.raises(UserError, match=rf"--output .*model\.{kind}: cannot be written \(File too large\)$"):
+            export_model(Doubling(), (2, 1, 4, 4), tmp_path / f"model.{kind}", lambda: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_before_the_model_is_exported(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("API.deploy.export.export_model", None)
+    with pytest.raises(UserError, match=rf"model\.onnx: needs the package {package}; pip install {package}$"):
+        write_export(Doubling(), (2, 1, 4, 4), {}, tmp_path / "model.onnx", lambda: None)
 
 
 def exported_as(monkeypatch, run):
