@@ -172,7 +172,7 @@ def training_curves(history: Sequence[Mapping], path: Path) -> None:
     save_figure(figure, path)
 
 
-def frame_curves(results: Mapping[str, Mapping], path: Path) -> None:
+def frame_curves(results: Mapping[str, Mapping], path: Path, title: str = "") -> None:
     """{"model" | baseline | run: {metric: {"per_frame": …}}} -> every metric against the future frame.
 
     The scale is that of all curves but black's, which lies far away from them; where it is outside, that is said.
@@ -201,6 +201,7 @@ def frame_curves(results: Mapping[str, Mapping], path: Path) -> None:
         axis.set(xlabel="future frame", xlim=(0.5, len(values) + 0.5))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=8)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, ncols=min(len(labels), 4), loc="outside lower center")
     save_figure(figure, path)

@@ -73,7 +73,8 @@ def evaluate(
         "future": future.shape[1],
         **circumstances(machine),
     }
-    content = {**about, "measured_on": on, "sequences": len(sequences)}
+    note = getattr(loader.dataset, "note", "")  # what a reader of the scores has to know of the data
+    content = {**about, **({"note": note} if note else {}), "measured_on": on, "sequences": len(sequences)}
     folder = folder_for(recorder.folder, content)
     earlier = [protocol for protocol in add_earlier(folder, content, arrays) if protocol not in protocols]
     results = {protocol: result_of(protocol, arrays) for protocol in (*earlier, *protocols)}
@@ -81,10 +82,11 @@ def evaluate(
     write_test(folder, content, arrays, {name: x[:save_predictions].numpy() for name, x in frames.items()})
     pictures = folder / "figures"
     pictures.mkdir(exist_ok=True)
-    draw_examples(model, loader.dataset, values["model"]["mse"], machine, pictures)
-    figures.frame_curves(results[protocols[0]], pictures / "frames.png")
+    draw_examples(model, loader.dataset, values["model"]["mse"], machine, pictures, note)
+    figures.frame_curves(results[protocols[0]], pictures / "frames.png", note)
     lines = table({protocol: results[protocol] for protocol in protocols})
-    recorder.log(f"test on {len(sequences)} sequences, means per sequence (standard error):\n{lines}")
+    of = f"{len(sequences)} sequences ({note})" if note else f"{len(sequences)} sequences"
+    recorder.log(f"test on {of}, means per sequence (standard error):\n{lines}")
     if folder != recorder.folder:
         recorder.log(f"it differs from the test in {recorder.folder} in what it measures, and is kept in {folder}")
     return content
@@ -125,7 +127,9 @@ def black(past: Tensor, future: Tensor) -> Tensor:
 BASELINES |= {"copy_last": copy_last, "linear": linear, "black": black}
 
 
-def draw_examples(model: nn.Module, dataset: Dataset, mse: Tensor, machine: Machine, folder: Path) -> None:
+def draw_examples(
+    model: nn.Module, dataset: Dataset, mse: Tensor, machine: Machine, folder: Path, note: str = ""
+) -> None:
     """Strips and GIFs of the best, the median and the worst test sequence, by their mse (N, T)."""
     order = mse.mean(1).argsort()
     for name, index in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
@@ -133,7 +137,8 @@ def draw_examples(model: nn.Module, dataset: Dataset, mse: Tensor, machine: Mach
         with machine.autocast():
             predicted = model(past[None].to(machine.device))[0]
         sequence = [x.float().cpu().numpy() for x in (past, future, predicted)]
-        figures.strip(*sequence, folder / f"{name}.png", f"{name} of the test set: sequence {int(index)}")
+        title = f"{name} of the test set: sequence {int(index)}" + (f" ({note})" if note else "")
+        figures.strip(*sequence, folder / f"{name}.png", title)
         figures.gif(*sequence, folder / f"{name}.gif")
 
 

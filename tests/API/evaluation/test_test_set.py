@@ -36,7 +36,7 @@ def sequences(seed: int = 0, count: int = 6) -> TensorDataset:
 def test(tmp_path, monkeypatch):
     """Test a model in the run folder `run`; returns what test.json says."""
     monkeypatch.setattr("API.evaluation.test_set.draw_examples", lambda *_: None)
-    monkeypatch.setattr("API.evaluation.figures.frame_curves", lambda results, path: path.touch())
+    monkeypatch.setattr("API.evaluation.figures.frame_curves", lambda results, path, title: path.touch())
 
     def run(data=None, model=None, checkpoint="checkpoints/best.pth", precision="fp32", **options) -> dict:
         recorder = Recorder(tmp_path / "run", enter=True)
@@ -143,6 +143,13 @@ def test_predictions_are_those_of_the_first_sequences_and_hold_no_batch_in_memor
     assert np.array_equal(saved["past"], past[:5])
     assert np.array_equal(saved["future"], future[:5])
     assert np.allclose(saved["predicted"], past[:5, -1:] * 0.9)
+
+
+def test_what_a_data_set_has_to_say_of_its_scores_stands_beside_them(test, tmp_path):
+    data = sequences()
+    data.note = "generated, not the published set"
+    assert test(data)["note"] == data.note
+    assert f"6 sequences ({data.note})" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_the_number_of_tensors_kept_does_not_grow_with_the_test_set(test):
