@@ -236,13 +236,29 @@ class Board:
         self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=epoch + 1 if epoch else None)
 
     def scalars(self, epoch: int, record: Mapping) -> None:
-        """A record of metrics.jsonl."""
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                self.writer.add_scalar(name, value, epoch)
+        """A record of metrics.jsonl: loss/…, metrics/… of validation, filter/stage<n>/…, training/…"""
+        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "epoch"}
+        for name, value in numbers.items():
+            part, _, rest = name.partition("_")
+            if rest == "loss":
+                tag = f"loss/{part}"
+            else:
+                tag = f"metrics/{rest}" if part == "val" else f"training/{name}"
+            self.writer.add_scalar(tag, value, epoch)
         for stage in record.get("filter", ()):
-            self.writer.add_scalar(f"filter/removed_stage_{stage['stage']}", stage["removed"], epoch)
-            self.writer.add_scalar(f"filter/threshold_moved_stage_{stage['stage']}", stage["threshold_moved"], epoch)
+            for name, value in stage.items():
+                if name != "stage":
+                    self.writer.add_scalar(f"filter/stage{stage['stage']}/{name}", value, epoch)
+
+    def results(self, flags: Mapping, results: Mapping[str, Mapping]) -> None:
+        """The flags of a run as hyperparameters, and its test scores: {protocol: {"model": {metric: {"mean"}}}}."""
+        plain = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in flags.items() if v is not None}
+        scores = {
+            f"test/{protocol}/{metric}": result["mean"]
+            for protocol, rows in results.items()
+            for metric, result in rows["model"].items()
+        }
+        self.writer.add_hparams(plain, scores, run_name=".")
 
     def picture(self, epoch: int, past: Tensor, future: Tensor, predicted: Tensor) -> None:
         """One sequence, (T, C, H, W) each, as rows of past, truth, prediction and error."""

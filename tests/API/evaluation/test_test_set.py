@@ -36,7 +36,7 @@ def sequences(seed: int = 0, count: int = 6) -> TensorDataset:
 def test(tmp_path, monkeypatch):
     """Test a model in the run folder `run`; returns what test.json says."""
     monkeypatch.setattr("API.evaluation.test_set.draw_examples", lambda *_: None)
-    monkeypatch.setattr("API.evaluation.figures.frame_curves", lambda results, path, title: path.touch())
+    monkeypatch.setattr("API.evaluation.figures.frame_curves", lambda results, path, title="": path.touch())
 
     def run(data=None, model=None, checkpoint="checkpoints/best.pth", precision="fp32", **options) -> dict:
         recorder = Recorder(tmp_path / "run", enter=True)
