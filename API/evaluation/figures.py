@@ -228,6 +228,13 @@ def contact_sheet(datasets: Mapping[str, Sequence], path: Path, samples: int = 4
     save_tiles(rows, path)
 
 
+def tag(name: str) -> str:
+    """Where TensorBoard shows a number of metrics.jsonl."""
+    if name.endswith("_loss"):
+        return f"loss/{name.removesuffix('_loss')}"
+    return f"metrics/{name.removeprefix('val_')}" if name.startswith("val_") else f"training/{name}"
+
+
 class Board:
     """TensorBoard: every number of an epoch, and a picture of a prediction."""
 
@@ -237,14 +244,9 @@ class Board:
 
     def scalars(self, epoch: int, record: Mapping) -> None:
         """A record of metrics.jsonl: loss/…, metrics/… of validation, filter/stage<n>/…, training/…"""
-        numbers = {name: value for name, value in record.items() if isinstance(value, (int, float)) and name != "epoch"}
-        for name, value in numbers.items():
-            part, _, rest = name.partition("_")
-            if rest == "loss":
-                tag = f"loss/{part}"
-            else:
-                tag = f"metrics/{rest}" if part == "val" else f"training/{name}"
-            self.writer.add_scalar(tag, value, epoch)
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "epoch":
+                self.writer.add_scalar(tag(name), value, epoch)
         for stage in record.get("filter", ()):
             for name, value in stage.items():
                 if name != "stage":
