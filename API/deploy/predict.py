@@ -148,7 +148,7 @@ class Request:
     yuv_format: str | None = None
 
 
-def predict(request: Request, predictor: Predictor) -> Iterator[str]:
+def predict_clips(request: Request, predictor: Predictor) -> Iterator[str]:
     """Predict for every clip and window asked for, write what comes out, and tell: a line a window.
 
     Where frames follow in the clip, the prediction is scored against them (protocol strict, on the model's scale).

@@ -230,7 +230,7 @@ def as_markdown(table: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def compare(
+def compare_runs(
     paths: Sequence[str | Path], protocols: Sequence[str], folder: Path, limits: tuple[float, float] | None = None
 ) -> str:
     """Write comparison.md and .csv, curves.png and, where frames were kept, sequences.png; return the table.

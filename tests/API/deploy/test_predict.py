@@ -10,7 +10,7 @@ from API.clips.cache import ClipCache
 from API.clips.reading import find_clips
 from API.clips.windows import ClipWindows
 from API.clips.writing import write_clip
-from API.deploy.predict import Predictor, Request, predict, windows
+from API.deploy.predict import Predictor, Request, predict_clips, windows
 from API.evaluation.metrics import Scores
 from API.machine.device import Machine
 
@@ -24,7 +24,7 @@ def predictor() -> Predictor:
 
 def run(request: Request, predictor: Predictor) -> str:
     """All that predict tells."""
-    return "\n".join(predict(request, predictor))
+    return "\n".join(predict_clips(request, predictor))
 
 
 def test_predictions_go_on_from_the_newest_for_any_number_of_frames(predictor):
@@ -308,12 +308,12 @@ def test_a_folder_is_gone_through_to_its_end(predictor, tmp_path, skip_bad):
         np.save(tmp_path / f"in/{name}.npy", np.full((8, 16, 24), 51, np.uint8))
     request, told = Request(tmp_path / "in", tmp_path / "out.npy", start=[0], skip_bad=skip_bad), []
     if skip_bad:
-        told += predict(request, predictor)
+        told += predict_clips(request, predictor)
     else:
         with pytest.raises(
             UserError, match=r"in: 2 of 4 clips were left out, see above; with --skip_bad that is no error"
         ):
-            told.extend(predict(request, predictor))
+            told.extend(predict_clips(request, predictor))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_00000.npy", "d_00000.npy"]
     assert len(told) == 4
     assert sum("  mse 3.84  " in line for line in told) == 2
@@ -332,7 +332,7 @@ def test_a_start_that_is_not_there_is_named_beside_those_that_are(predictor, tmp
     np.save(tmp_path / "in.npy", np.zeros((8, 16, 24), np.uint8))
     told = []
     with pytest.raises(UserError, match=r"in\.npy: has 8 frames, a prediction from --start 9 takes 4"):
-        told.extend(predict(Request(tmp_path / "in.npy", tmp_path / "out.npy", start=[0, 9]), predictor))
+        told.extend(predict_clips(Request(tmp_path / "in.npy", tmp_path / "out.npy", start=[0, 9]), predictor))
     assert len(told) == 1
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from API.evaluation.compare import compare
+from API.evaluation.compare import compare_runs
 from API.evaluation.sequences import digest, fingerprints, match
 from API.evaluation.test_set import evaluate
 from API.machine.device import Machine
@@ -102,7 +102,7 @@ def test_the_same_test_under_another_protocol_adds_to_the_first(test, tmp_path):
     assert second["strict"] == first["strict"]
     assert list(second["measured_earlier"]) == ["ssim"]  # what openstl does not measure itself
     assert second["measured_earlier"]["ssim"]["date"] == first["measured_on"]["date"]
-    compare([tmp_path / "run"], ["strict", "openstl"], tmp_path / "out")
+    compare_runs([tmp_path / "run"], ["strict", "openstl"], tmp_path / "out")
     assert "measured_earlier" not in test(protocols=["strict", "openstl"])
 
 
