@@ -1,5 +1,6 @@
 """Build, accelerate, train, validate, test: what main.py's modes do. The loops receive what they use and return numbers."""
 
+import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from API import UserError
 from API.dataloader import SPLITS, load_data
 from API.datasets.report import report
-from API.deploy.export import write_export
+from API.deploy.export import check_export, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
@@ -149,6 +150,8 @@ def train(config: Config, state: Mapping | None = None) -> None:
     if state is not None:
         refuse_changed_flags(vars(config), state["config"], (*MODEL_FLAGS, *FIXED_FLAGS))
     loaders = build_loaders(config, machine, SPLITS)  # all of them: a missing test set shows up now
+    best = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
+    options = test_options(config, machine, best)  # as do missing weights of LPIPS
     if config.init and state is None:
         load_weights(model, load_checkpoint(config.init), config.init)
     model = model.to(machine.device)
@@ -173,9 +176,9 @@ def train(config: Config, state: Mapping | None = None) -> None:
         train_epochs(forward, loaders, run, config, machine, recorder)
     if machine.world.main:
         figures.training_curves(recorder.history(), recorder.figures / "training.png")
-    config.ckpt = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
-    model = for_inference(load_weights(build_model(config), load_checkpoint(config.ckpt), config.ckpt), config, machine)
-    evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine))
+    config.ckpt = best
+    model = for_inference(load_weights(build_model(config), load_checkpoint(best), best), config, machine)
+    evaluate(model, loaders["test"], machine, recorder, **options)
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
@@ -343,13 +346,16 @@ def test(config: Config, state: Mapping) -> None:
     machine, model = trained(config, state)
     loader = build_loaders(config, machine, ("test",))["test"]
     recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
-    evaluate(for_inference(model, config, machine), loader, machine, recorder, **test_options(config, machine))
+    options = test_options(config, machine, config.ckpt)
+    evaluate(for_inference(model, config, machine), loader, machine, recorder, **options)
 
 
-def test_options(config: Config, machine: Machine) -> dict:
+def test_options(config: Config, machine: Machine, checkpoint: str | Path) -> dict:
     """What evaluate measures, keeps, and says about it."""
     return {
-        "about": {"dataname": config.dataname, "checkpoint": str(config.ckpt), "release": config.release},
+        "about": {"dataname": config.dataname, "data_root": config.data_root, "split": "test"}
+        | {flag: getattr(config, flag) for flag in ("in_shape", "out_shape", "resize", "stride", "split_by")}
+        | {"checkpoint": str(checkpoint), "release": config.release},
         "protocols": config.protocol,
         "lpips": find_lpips(config.lpips, config.lpips_weights, machine.device),
         "save_predictions": config.save_predictions,
@@ -361,9 +367,9 @@ def predict(config: Config, state: Mapping) -> None:
     machine, model = trained(config, state)
     model = for_inference(model, config, machine)
     predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
-    frames = config.frames or predictor.reach
-    request = Request(config.input, config.output, frames, config.start, config.every, config.side_by_side)
-    print(predict_clips(request, predictor))
+    request = Request(**{field.name: getattr(config, field.name, None) for field in dataclasses.fields(Request)})
+    for line in predict_clips(request, predictor):
+        print(line, flush=True)
 
 
 @torch.no_grad()
@@ -381,8 +387,8 @@ def explain(config: Config, state: Mapping) -> None:
 
 def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
-    config.device = "cpu"
-    _, model = trained(config, state)
+    check_export(Path(config.output))
+    model = load_weights(build_model(config), state, config.ckpt)
     print(write_export(model, config.in_shape, vars(config), Path(config.output)))
 
 
@@ -391,7 +397,8 @@ def export(config: Config, state: Mapping) -> None:
 
 def compare(config: Config) -> None:
     """Put runs side by side."""
-    print(compare_runs(config.runs, config.protocol, Path(config.res_dir) / (config.ex_name or "comparison")))
+    folder = Path(config.res_dir) / (config.ex_name or "comparison")
+    print(compare_runs(config.runs, config.protocol, folder, config.range))
 
 
 def data(config: Config) -> None:

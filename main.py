@@ -62,11 +62,16 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_workers", type=COUNT, metavar="N", help="processes that load data; 0: the main process")
     add("--cache_dir", metavar="DIR", help="folder for decoded videos (default: .cache in data_root)")
     add("--no_cache", action="store_true", default=False, help="decode videos anew each time they are read; slow")
-    add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
+    clip_flags(add)
+
+
+def clip_flags(add: Callable) -> None:
+    """How clips are read."""
+    add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     add("--yuv_depth", type=int, choices=(8, 10), help="bits of raw YUV (default: 10 if its name says so)")
 
@@ -161,10 +166,11 @@ def predict_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("predict").add_argument
     add("--input", metavar="PATH", help="a video, GIF, npy array or folder of images, or a folder of such")
     add("--output", metavar="PATH", help="where to: .mp4 .mov .mkv .gif .npy, or a folder for PNGs")
-    add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: one pass)")
+    add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: as in training)")
     add("--start", type=COUNT, nargs="+", metavar="N", help="first past frames (default: the last window)")
     add("--every", type=WHOLE, metavar="N", help="predict from every N-th window; 1: from all")
     add("--side_by_side", action=SWITCH, default=False, help="past and truth left, past and prediction right")
+    clip_flags(add)
 
 
 def compare_flags(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +178,8 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", default=[], help="run folders, or npz files of predictions")
     protocols = ("strict", "openstl", "release")
     parser.add_argument("--protocol", nargs="+", choices=protocols, default=["strict"], help="of the metrics")
+    limits = "values of black and white in npz files (default: 0 255 for uint8, else 0 1)"
+    parser.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=limits)
 
 
 def explain_flags(parser: argparse.ArgumentParser) -> None:
@@ -285,6 +293,8 @@ def run(argv: Sequence[str]) -> None:
             raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
+    if mode == "predict":  # its clips are not those that the checkpoint was trained on
+        vars(config).update({flag: (defaults | given)[flag] for flag in ("skip_bad", "yuv_size", "yuv_depth")})
     if mode in ("test", "explain") and not given.get("ex_name"):
         folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
         config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
