@@ -26,15 +26,13 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # erro
 TESTED = "2.7"  # the oldest PyTorch whose exporters were seen to manage it; 2.5 does not
 
 
-def write_export(
-    model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path, without_fft: Callable[[], None]
-) -> str:
-    """Write model to path in the format of its name; returns a line about it. Arguments as export_model's."""
+def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path) -> str:
+    """Write model to path in the format of its name; returns a line about it. config: its flags."""
     check_export(path)
     if path.suffix.lower() == ".safetensors":
         save_safetensors(model.state_dict(), config, path)
         return f"{path}: the weights, with the flags as metadata; every --ckpt takes it"
-    typical, worst = export_model(model, tuple(in_shape), path, without_fft)
+    typical, worst = export_model(model, tuple(in_shape), path)
     why = " (as rounding moves the model itself)" if typical > TOLERANCE else ""
     shape = ", ".join(map(str, in_shape))
     deviates = f"sequences deviate by {typical:.1e}{why}, none by more than {worst:.1e}"
@@ -60,14 +58,12 @@ def full_disk(error: Exception, path: Path) -> UserError | None:
     return code and UserError(f"--output {path}: cannot be written ({os.strerror(code)})")
 
 
-def export_model(
-    model: nn.Module, in_shape: tuple[int, ...], path: Path, without_fft: Callable[[], None]
-) -> tuple[float, float]:
+def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path) -> tuple[float, float]:
     """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns by how much what was written deviates
     from it, in the median of some sequences and at most.
 
-    without_fft: makes the model one that ONNX can hold, with the same outputs. Raises UserError where the median is
-    over 1e-4 or one sequence over 0.02, and over what rounding does to the model itself.
+    Raises UserError where the median is over 1e-4 or one sequence over 0.02, and over what rounding does to the model
+    itself.
     """
     model = model.eval().requires_grad_(False)
     inputs = [torch.rand(b, *in_shape) for b in (2, 1, 4)]
@@ -76,14 +72,9 @@ def export_model(
     example = inputs[0]
     partial = path.with_name(f".partial.{path.name}")
     try:
-        if path.suffix.lower() == ".onnx":
-            without_fft()
         try:
-            run = (
-                export_onnx(model, example, partial)
-                if path.suffix.lower() == ".onnx"
-                else export_program(model, example, partial)
-            )
+            write = export_onnx if path.suffix.lower() == ".onnx" else export_program
+            run = write(model, example, partial)
         except Exception as error:  # exporters fail in many ways, the older the more
             if full := full_disk(error, path):
                 raise full from None

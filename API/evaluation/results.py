@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..machine.device import Machine
 from ..run.environment import environment
@@ -27,12 +26,15 @@ FILES = (
 PACKAGES = ("torchvision", "opencv-python-headless", "av", "pillow", "scikit-image", "einops", "lpips")
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """The same for models of the same parameters and buffers, on whatever device."""
+def file_fingerprint(path: Path) -> str | None:
+    """The same for files of the same content; None where there is no such file."""
     hashed = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    try:
+        with path.open("rb") as file:
+            while data := file.read(2**20):
+                hashed.update(data)
+    except OSError:
+        return None
     return hashed.hexdigest()
 
 
@@ -105,7 +107,7 @@ def add_earlier(folder: Path, content: dict, arrays: dict[str, np.ndarray]) -> l
     say so in content, and return the protocols."""
     there = read_test(folder) or {}
     then, now = there.get("measured_on"), content["measured_on"]
-    if not then or key_of(there) != key_of(content) or then["weights"] != now["weights"]:
+    if not then or now["weights"] is None or then["weights"] != now["weights"] or key_of(there) != key_of(content):
         return []
     earlier = {name: a for name, a in read_arrays(folder / "scores.npz").items() if name not in arrays}
     arrays |= earlier

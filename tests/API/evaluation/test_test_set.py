@@ -40,10 +40,12 @@ def test(tmp_path, monkeypatch):
 
     def run(data=None, model=None, checkpoint="checkpoints/best.pth", precision="fp32", **options) -> dict:
         recorder = Recorder(tmp_path / "run", enter=True)
+        model = model or Fading()
+        (recorder.folder / checkpoint).write_text(str(model.weight.item()))
         about = {"dataname": "noise", "data_root": "data", "checkpoint": str(recorder.folder / checkpoint)}
         machine = Machine("cpu", 0, precision, 0, False)
         loader = DataLoader(data or sequences(), batch_size=4)
-        return evaluate(model or Fading(), loader, machine, recorder, about, **options)
+        return evaluate(model, loader, machine, recorder, about, **options)
 
     return run
 
