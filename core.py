@@ -178,7 +178,11 @@ def train(config: Config, state: Mapping | None = None) -> None:
         figures.training_curves(recorder.history(), recorder.figures / "training.png")
     config.ckpt = best
     model = for_inference(load_weights(build_model(config), load_checkpoint(best), best), config, machine)
-    evaluate(model, loaders["test"], machine, recorder, **options)
+    tested = evaluate(model, loaders["test"], machine, recorder, **options)
+    if machine.world.main:
+        board = figures.Board(recorder.folder, run.epoch)
+        board.results(vars(config), {protocol: tested[protocol] for protocol in tested["protocols"]})
+        board.close()
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
