@@ -43,7 +43,8 @@ class Outputs:
         inside = path.iterdir() if path.is_dir() and not (self.several and path == self.folder) else ()
         for place in (path, path.with_name(f".{path.name}"), *inside):  # the second is its name while it is written
             if identity(place) in self.inputs:
-                raise UserError(f"--output {path}: {place} belongs to the input; name another file or folder")
+                which = "it" if place == path else place
+                raise UserError(f"--output {path}: {which} belongs to the input; name another file or folder")
 
 
 def names_of(clips: Sequence[Clip]) -> list[str]:

@@ -80,7 +80,7 @@ def scaled(array: np.ndarray, limits: tuple[float, float] | None, network: bool,
     room = (white - black) * 1e-3  # for rounding
     if network:
         room = np.inf if limits else 1.0
-    found = f"{low:.4g} to {high:.4g} ({array.dtype})"
+    found = f"{low:.6g} to {high:.6g} ({array.dtype})"
     integers = limits is None and array.dtype.kind in "ui" and array.dtype != np.uint8
     if integers or low < black - room or high > white + room:
         expected = f"--range {black:g} {white:g}" if limits else "[0, 1] or uint8"

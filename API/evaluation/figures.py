@@ -198,7 +198,8 @@ def frame_curves(results: Mapping[str, Mapping], path: Path, title: str = "") ->
                 text = f"black: {min(black):.3g} to {max(black):.3g}, {side}"
                 axis.text(0.5, 1.0, text, fontsize=6.5, ha="center", va="bottom", transform=axis.transAxes)
         axis.set_title(TITLES.get(metric, metric), pad=14)
-        axis.set(xlabel="future frame", xlim=(0.5, len(values) + 0.5))
+        longest = max(len(result[metric]["per_frame"]) for result in results.values() if metric in result)
+        axis.set(xlabel="future frame", xlim=(0.5, longest + 0.5))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=8)

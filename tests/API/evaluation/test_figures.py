@@ -90,6 +90,14 @@ def test_black_does_not_flatten_the_other_curves(tmp_path, monkeypatch):
     assert [text.get_text() for text in kept[0].legends[0].get_texts()] == ["model", "copy last", "black"]
 
 
+def test_curves_of_other_lengths_are_shown_whole(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
+    curves = {name: {"mse": {"per_frame": [1.0] * frames}} for name, frames in {"a": 6, "b": 4}.items()}
+    figures.frame_curves(curves, tmp_path)
+    assert kept[0].axes[0].get_xlim()[1] > 6
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 7, 2000])
 def test_epochs_are_whole_numbers(epochs, tmp_path, monkeypatch):
     kept = []
