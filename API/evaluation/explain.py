@@ -19,10 +19,10 @@ PLACE = re.compile(r"\.(\d+)\.(\d+)\.(.+)$")  # of a filter in the model: stage,
 def by_block(found: Mapping[str, Mapping]) -> dict[tuple[int, int], dict[str, Mapping]]:
     """{a filter's module name, '….0.1.branch.filter_h': …} -> {(stage, block) = (0, 1): {'branch.filter_h': …}}."""
     blocks: dict[tuple[int, int], dict[str, Mapping]] = {}
-    for name, one in found.items():
+    for name, one in sorted(found.items()):
         stage, block, inside = PLACE.search(name).groups()
         blocks.setdefault((int(stage), int(block)), {})[inside] = one
-    return blocks
+    return dict(sorted(blocks.items()))
 
 
 def chosen(
@@ -51,8 +51,9 @@ def draw_spectra(blocks: Mapping[tuple[int, int], Mapping[str, Mapping]], path: 
             axis.axhspan(level.min(), level.max(), color=LINEAR, alpha=0.15)
             axis.set_yscale("log")
             axis.set_title(f"{name}\n{one['removed']:.0%} of high bins removed", fontsize=8)
-            axis.tick_params(labelsize=7)
-            axis.set_ylim(bottom=max(1e-3, float(one["before"].min()) / 3))
+            axis.tick_params(which="both", labelsize=7)
+            least = float(one["before"].min())
+            axis.set_ylim(bottom=max(1e-3, least / 30, min(least, float(one["after"].min())) / 2))
         line[0].set_ylabel(f"DFDB {block[0]}.{block[1]}\nmean amplitude", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("frequency, of the highest", fontsize=8)
