@@ -6,10 +6,12 @@ No split is published. Ours, by clip, is data/sjtu4k/split.txt.
 import re
 from pathlib import Path
 
+from .. import UserError
 from ..clips.reading import Clip, find_clips
 from ..clips.windows import ClipWindows, cache_of, sliding_windows
 
-SPLIT = Path(__file__).parents[1] / "data/sjtu4k/split.txt"
+SPLIT = Path(__file__).parents[2] / "data/sjtu4k/split.txt"
+OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "yuv_size", "yuv_depth")
 
 
 def plain(name: str) -> str:
@@ -26,17 +28,17 @@ def read_split(path: Path = SPLIT) -> dict[str, str]:
         if line:
             part, _, name = line.partition(" ")
             if part not in ("train", "val", "test") or not plain(name):
-                raise ValueError(f"{path}, line {number}: expected 'train|val|test CLIP NAME', found {line!r}")
+                raise UserError(f"{path}, line {number}: expected 'train|val|test CLIP NAME', found {line!r}")
             split[plain(name)] = part
     return split
 
 
 def split_of(clip: Clip, split: dict[str, str]) -> str:
-    """The split that a clip belongs to. Raises ValueError for a clip that is not listed."""
+    """The split that a clip belongs to. Raises UserError for a clip that is not listed."""
     names = [plain(part) for part in reversed(clip.name.split("/"))]
     found = next((split[name] for name in names if name in split), None)
     if found is None:
-        raise ValueError(f"{clip.path}: not in the split; add a line 'train|val|test {clip.path.stem}' to {SPLIT}")
+        raise UserError(f"{clip.path}: not in the split; add a line 'train|val|test {clip.path.stem}' to {SPLIT}")
     return found
 
 
@@ -46,7 +48,7 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
     clips = find_clips(root, options.get("yuv_size"), options.get("yuv_depth"))
     chosen = [clip for clip in clips if split_of(clip, listed) == split]
     if not chosen:
-        raise ValueError(f"{root}: none of its {len(clips)} clips is in the {split} split of {SPLIT}")
+        raise UserError(f"{root}: none of its {len(clips)} clips is in the {split} split of {SPLIT}")
     T, T_out = in_shape[0], out_shape[0]
     stride = options.get("stride") or T + T_out
     cache = cache_of(data_root, options, in_shape, "stretch")
