@@ -46,6 +46,11 @@ def read_ranges(path: Path) -> dict[str, list[tuple[int, int]]]:
     return ranges
 
 
+def frames_of(ranges: list[tuple[int, int]]) -> np.ndarray:
+    """The numbers of the frames in some ranges, each once, ascending; official ranges overlap in places."""
+    return np.unique(np.concatenate([np.arange(a, b + 1) for a, b in ranges]))
+
+
 def find_videos(root: Path) -> list[tuple[Clip, np.ndarray]]:
     """[(clip, numbers of its frames that are used)], sorted, from either layout."""
     if not root.is_dir():
@@ -67,8 +72,7 @@ def find_videos(root: Path) -> list[tuple[Clip, np.ndarray]]:
                 ranges = ranges or read_ranges(root / "00sequences.txt")
                 if match[1] not in ranges:
                     raise UserError(f"{root / '00sequences.txt'}: has no line for {path.name}")
-                used = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in ranges[match[1]]]))
-                found.append((Clip(path, name), used))
+                found.append((Clip(path, name), frames_of(ranges[match[1]])))
     if not found:
         raise UserError(f"{root}: no videos in {'/, '.join(ACTIONS)}/: {HELP}")
     return found
@@ -93,9 +97,9 @@ def window_starts(numbers: np.ndarray, length: int, stride: int) -> np.ndarray:
     return np.concatenate(runs)
 
 
-def stride_of(clip: Clip, length: int) -> int:
+def stride_of(action: str, length: int) -> int:
     """The field's stride of windows of `length` frames."""
-    return FAST_STRIDE if clip.name.partition("/")[0] in FAST else length
+    return FAST_STRIDE if action in FAST else length
 
 
 def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWindows:
@@ -116,8 +120,8 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
     )
     windows = []
     for k, (clip, frames) in enumerate(zip(clips, lengths)):
-        numbers = numbers_of[clip.name]
-        starts = window_starts(numbers, length, options.get("stride") or stride_of(clip, length))
+        numbers, action = numbers_of[clip.name], clip.name.partition("/")[0]
+        starts = window_starts(numbers, length, options.get("stride") or stride_of(action, length))
         # Position in the decoded clip: frame folders hold the used frames only, a video all of them, from number 1.
         positions = np.arange(len(numbers)) if clip.images else numbers - 1
         rows = positions[starts[:, None] + np.arange(length)]
