@@ -83,7 +83,7 @@ def taxi_npz(root: Path, **changes) -> Path:
 
 
 def taxi_h5(root: Path) -> dict[str, np.ndarray]:
-    """The authors' four files, whose flows are returned; the last has 31 days, one half hour of its first day missing."""
+    """The authors' four files; returns their flows. The last has 31 days, and a half hour is missing on the first."""
     rng, flows = np.random.default_rng(0), {}
     (root / "taxibj").mkdir()
     for year, month, days in (
@@ -102,7 +102,7 @@ def taxi_h5(root: Path) -> dict[str, np.ndarray]:
 
 
 def videos(root: Path) -> Path:
-    """Seven clips of nine frames, of every kind; with seed 1, five of them train."""
+    """Seven clips of nine frames, of every kind."""
     folder = root / "my videos"
     for k, kind in enumerate(("avi", "mp4", "mov", "mkv")):
         files.write_video(folder / f"clip {k}.{kind}", files.pictures(9, seed=k))

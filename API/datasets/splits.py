@@ -85,18 +85,18 @@ def look_of(frames: np.ndarray) -> np.ndarray:
 def look_alike(looks: np.ndarray) -> Iterator[tuple[int, int]]:
     """(N, 5, 8, 8) -> pairs of clips that show the same, in the same order in time; so do re-encodings of one film.
 
-    They differ by less than 15 % of their contrast, and what moves in them by less than half of its motion (plus a grey
-    level). Seen: 1 to 4 % for x264 at crf 23 to 40 and half the size, 11 % for a carphone clip full of blocks; clips of
-    different seconds of one fixed camera differ by at least 19 %.
+    They differ by at most a quarter of their contrast, and once the mean over time is taken away, by at most half of
+    what is left, their motion. Seen: 1 to 4 % and 1 to 13 % for x264 at crf 23 to 40 and half the size, 11 % and 30 %
+    for a clip full of blocks; different seconds of a fixed camera differ by 19 % and 100 %, or more.
     """
     looks = looks.reshape(len(looks), FRAMES, -1).astype(np.float32)
     contrast, motion = looks.var((1, 2)), looks - looks.mean(1, keepdims=True)
     for i in range(len(looks) - 1):
         others = looks[i + 1 :]
         differ = np.sqrt(((others - looks[i]) ** 2).mean((1, 2)))
-        close = differ <= 0.15 * (np.sqrt((contrast[i + 1 :] + contrast[i]) / 2) + 1)
+        close = differ <= 0.25 * (np.sqrt((contrast[i + 1 :] + contrast[i]) / 2) + 1)
         for j in np.flatnonzero(close) + i + 1:
-            if rms(motion[i] - motion[j]) <= 0.5 * rms(motion[i]) + 1:
+            if rms(motion[i] - motion[j]) <= 0.5 * rms(motion[i]) + 0.5:
                 yield i, int(j)
 
 

@@ -3,8 +3,9 @@
 
     python data/moving_mnist/make_test_set.py
 
-Reads t10k-images-idx3-ubyte.gz beside this script, which download_mmnist.sh fetches, and writes mnist_test_seq.npy there
-(782 MiB), never over another. The same file every time, but not the published one: whatever is scored on it says so.
+Reads t10k-images-idx3-ubyte.gz beside this script, which download_mmnist.sh fetches where it cannot get the published
+file, and writes mnist_test_seq.npy there (782 MiB), never over another. It is the same file every time, but not the
+published one, and every result on it says so.
 """
 
 import sys
@@ -14,9 +15,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from API import UserError  # noqa: E402
-from API.datasets.mmnist import md5_of, read_idx_images  # noqa: E402
-from API.datasets.moving import TEST, MovingDigits  # noqa: E402
+from API import UserError
+from API.datasets.mmnist import md5_of, read_idx_images
+from API.datasets.moving import TEST, MovingDigits
 
 FRAMES, SEQUENCES, SIDE, SEED = 20, 10_000, 64, 0
 AT_ONCE = 500  # sequences

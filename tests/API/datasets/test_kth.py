@@ -83,9 +83,7 @@ def test_runs_shorter_than_a_window_give_none():
 
 def test_layouts_give_the_same_windows(tmp_path):
     makers = (("a", data_roots.kth_official), ("b", data_roots.kth_folders))
-    one, two = (
-        kth.dataset("test", data_root=make(tmp_path / name, [1, 17, 18]), **SHAPES) for name, make in makers
-    )
+    one, two = (kth.dataset("test", data_root=make(tmp_path / name, [1, 17, 18]), **SHAPES) for name, make in makers)
     assert len(one) == len(two)
     for index in (0, 5, len(one) - 1):
         assert numbers_in(one, index) == numbers_in(two, index)
