@@ -76,7 +76,7 @@ def taxi_npz(root: Path, **changes) -> Path:
         for side, n in (("train", 40), ("test", 7))
         for name in "XY"
     }
-    (root / "taxibj").mkdir(exist_ok=True)
+    (root / "taxibj").mkdir(parents=True, exist_ok=True)
     arrays |= changes
     np.savez(root / "taxibj/dataset.npz", **{name: a for name, a in arrays.items() if a is not None})
     return root
@@ -85,7 +85,7 @@ def taxi_npz(root: Path, **changes) -> Path:
 def taxi_h5(root: Path) -> dict[str, np.ndarray]:
     """The authors' four files; returns their flows. The last has 31 days, and a half hour is missing on the first."""
     rng, flows = np.random.default_rng(0), {}
-    (root / "taxibj").mkdir()
+    (root / "taxibj").mkdir(parents=True)
     for year, month, days in (
         ("BJ13", "201307", 3),
         ("BJ14", "201403", 3),
