@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from API import UserError
 from API.clips.fit import fit
 from API.clips.reading import BadClip, Clip, find_clips, read_frames
 
@@ -162,7 +163,7 @@ def test_a_damaged_clip_is_named_in_one_line(how, tmp_path):
 def test_an_empty_or_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no clips in it"):
         find_clips(tmp_path)
-    with pytest.raises(FileNotFoundError, match="--data_root"):
+    with pytest.raises(UserError, match="--data_root"):
         find_clips(tmp_path / "none")
 
 
