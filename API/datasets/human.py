@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import UserError
-from ..clips.reading import BadClip, Clip
+from ..clips.clip import BadClip, Clip
 from ..clips.windows import ClipWindows, cache_of, open_all
 
 STEP = 5

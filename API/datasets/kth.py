@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import UserError
-from ..clips.reading import BadClip, Clip, images_in
+from ..clips.clip import BadClip, Clip
+from ..clips.reading import images_in
 from ..clips.windows import ClipWindows, cache_of, open_all
 
 ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")

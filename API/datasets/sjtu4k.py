@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 from .. import UserError
-from ..clips.reading import Clip, find_clips
+from ..clips.clip import Clip
+from ..clips.reading import find_clips
 from ..clips.windows import ClipWindows, cache_of, sliding_windows
 
 SPLIT = Path(__file__).parents[2] / "data/sjtu4k/split.txt"
-OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "yuv_size", "yuv_depth")
+YUV = ("yuv_size", "yuv_depth", "yuv_format")
+OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", *YUV)
 
 
 def plain(name: str) -> str:
@@ -45,7 +47,7 @@ def split_of(clip: Clip, split: dict[str, str]) -> str:
 def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWindows:
     """Windows over the clips of a split, resized to --in_shape."""
     root, listed = Path(data_root) / "sjtu4k", read_split()
-    clips = find_clips(root, options.get("yuv_size"), options.get("yuv_depth"))
+    clips = find_clips(root, *map(options.get, YUV))
     chosen = [clip for clip in clips if split_of(clip, listed) == split]
     if not chosen:
         raise UserError(f"{root}: none of its {len(clips)} clips is in the {split} split of {SPLIT}")

@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .. import UserError
-from ..clips.reading import Clip
+from ..clips.clip import Clip
 from ..run.files import reason_of, write_json
 
 FILE = "splits.json"

@@ -6,12 +6,13 @@ from ..clips.reading import find_clips
 from ..clips.windows import ClipWindows, cache_of, sliding_windows
 from .splits import distinct, look_of, split_clips
 
-OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "yuv_size", "yuv_depth")
+YUV = ("yuv_size", "yuv_depth", "yuv_format")
+OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", *YUV)
 
 
 def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWindows:
     """Windows of whole clips; --data_root is the folder of clips itself, --in_shape sets channels and size."""
-    clips, copies = distinct(find_clips(Path(data_root), options.get("yuv_size"), options.get("yuv_depth")))
+    clips, copies = distinct(find_clips(Path(data_root), *map(options.get, YUV)))
     T, T_out = in_shape[0], out_shape[0]
     data = sliding_windows(
         cache_of(data_root, options, in_shape, "crop"),

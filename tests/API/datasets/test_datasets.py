@@ -118,7 +118,7 @@ def test_overlap_by_frame_is_found_between_windows_that_share_only_some(tmp_path
     assert (
         f"1 of {clips} and 1 files, 0 of {2 * clips} and 1 windows, 4 of {8 * clips} and 4 frames" in line
     )  # nine frames a clip: two windows of four
-    assert f"{clips} videos of" in report("video", {"a": one})
+    assert f"{clips} clips of" in report("video", {"a": one})
 
 
 def test_what_cannot_say_where_its_items_come_from_is_not_called_free_of_overlap(tmp_path, few):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from API import UserError
-from API.clips.reading import Clip, find_clips
+from API.clips.clip import Clip
+from API.clips.reading import find_clips
 from API.datasets import splits, video
 
 SHAPES = dict(in_shape=(2, 3, 24, 32), out_shape=(2, 3, 24, 32), seed=1)
