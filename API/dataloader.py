@@ -133,6 +133,13 @@ def worker_context() -> BaseContext:
     return Context()
 
 
+def how_to_fit(name: str, resize: str | None = None) -> tuple[str, str | None]:
+    """(resize, interpolation) that data set `name` makes frames of another size fit with, see clips/fit.py; --resize
+    wins. So `predict` can treat frames as training did."""
+    module = import_module(f".datasets.{name}", __package__)
+    return resize or getattr(module, "RESIZE", "stretch"), getattr(module, "INTERPOLATION", None)
+
+
 def load_data(
     name: str,
     *,

@@ -19,6 +19,7 @@ from ..clips.windows import ClipWindows, cache_of, open_all
 STEP = 5
 TRAIN_SUBJECTS, TEST_SUBJECTS = (1, 5, 6, 7, 8), (9, 11)
 VAL_SHARE = 0.05  # of the training videos, chosen by the seed
+RESIZE, INTERPOLATION = "stretch", "bicubic"
 OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "split_by")
 HELP = "see data/human/README.md"
 
@@ -101,7 +102,7 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
         Clip(root / prefix, prefix, tuple(root / f"{prefix}{n:06d}.jpg" for n in frames))
         for prefix, frames in frames_of.items()
     ]
-    cache = cache_of(data_root, options, in_shape, "stretch", "bicubic")
+    cache = cache_of(data_root, options, in_shape, RESIZE, INTERPOLATION)
     good, _, bad = open_all(cache, clips, skip_bad, f"{split} videos of {root}")
     windows = []
     for k, clip in enumerate(good):

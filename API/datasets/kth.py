@@ -24,6 +24,7 @@ ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walkin
 FAST, FAST_STRIDE = ("jogging", "running"), 3
 TRAIN_PERSONS, TEST_PERSONS = range(1, 17), range(17, 26)
 VAL_PERSONS = 2  # of the training side, chosen by the seed
+RESIZE, INTERPOLATION = "stretch", "bilinear"
 OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride")
 HELP = "see data/kth/README.md, or run `bash data/kth/download_kth.sh`"
 
@@ -114,7 +115,7 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
     if not videos:
         raise UserError(f"{root}: no videos of the {split} persons {sorted(who)}")
     T, length = in_shape[0], in_shape[0] + out_shape[0]
-    cache = cache_of(data_root, options, in_shape, "stretch", "bilinear", partial=True)
+    cache = cache_of(data_root, options, in_shape, RESIZE, INTERPOLATION, partial=True)
     numbers_of = {clip.name: numbers for clip, numbers in videos}
     clips, lengths, skipped = open_all(
         cache, [clip for clip, _ in videos], options.get("skip_bad", False), f"{split} videos of {root}"

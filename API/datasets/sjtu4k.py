@@ -12,6 +12,7 @@ from ..clips.reading import find_clips
 from ..clips.windows import ClipWindows, cache_of, sliding_windows
 
 SPLIT = Path(__file__).parents[2] / "data/sjtu4k/split.txt"
+RESIZE, INTERPOLATION = "stretch", None
 YUV = ("yuv_size", "yuv_depth", "yuv_format")
 OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", *YUV)
 
@@ -53,5 +54,5 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
         raise UserError(f"{root}: none of its {len(clips)} clips is in the {split} split of {SPLIT}")
     T, T_out = in_shape[0], out_shape[0]
     stride = options.get("stride") or T + T_out
-    cache = cache_of(data_root, options, in_shape, "stretch")
+    cache = cache_of(data_root, options, in_shape, RESIZE, INTERPOLATION)
     return sliding_windows(cache, chosen, T, T_out, stride, options.get("skip_bad", False), f"{split} clips of {root}")

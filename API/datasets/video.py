@@ -6,6 +6,7 @@ from ..clips.reading import find_clips
 from ..clips.windows import ClipWindows, cache_of, sliding_windows
 from .splits import distinct, look_of, split_clips
 
+RESIZE, INTERPOLATION = "crop", None
 YUV = ("yuv_size", "yuv_depth", "yuv_format")
 OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", *YUV)
 
@@ -15,7 +16,7 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
     clips, copies = distinct(find_clips(Path(data_root), *map(options.get, YUV)))
     T, T_out = in_shape[0], out_shape[0]
     data = sliding_windows(
-        cache_of(data_root, options, in_shape, "crop"),
+        cache_of(data_root, options, in_shape, RESIZE, INTERPOLATION),
         clips,
         T,
         T_out,

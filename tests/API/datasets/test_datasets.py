@@ -13,7 +13,7 @@ from PIL import Image
 
 import main
 from API import UserError
-from API.dataloader import SPLITS, load_data
+from API.dataloader import SPLITS, how_to_fit, load_data
 from API.datasets import digits, video
 from API.datasets.report import overlaps, report
 from API.presets import PRESETS
@@ -74,6 +74,21 @@ def test_items_are_the_rows_of_batches(name, tmp_path, few):
         if hasattr(loader.dataset, "__getitems__"):
             for batch, stacked in zip(loader.dataset.__getitems__(indices), map(torch.stack, zip(*items))):
                 assert torch.equal(batch, stacked)
+
+
+@pytest.mark.parametrize("name", ["kth", "human", "sjtu4k", "video"])
+@pytest.mark.parametrize("resize", [None, "crop", "stretch"])
+def test_frames_fit_as_the_data_set_says(name, resize, tmp_path):
+    cache = loaders_of(name, tmp_path, resize=resize)["test"].dataset.cache
+    assert (cache.resize, cache.interpolation) == how_to_fit(name, resize)
+
+
+def test_the_interpolation_is_the_fields():
+    fits = {name: how_to_fit(name) for name in PRESETS}
+    assert fits["kth"] == ("stretch", "bilinear")
+    assert fits["human"] == ("stretch", "bicubic")
+    assert fits["video"] == ("crop", None)
+    assert {fits[name] for name in ("mmnist", "digits", "taxibj", "sjtu4k")} == {("stretch", None)}
 
 
 # Flags ---------------------------------------------------------------------------------------------------------------
