@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from API import UserError
 from API.dataloader import SPLITS, load_data
 from API.datasets.report import report
+from API.datasets.splits import check_splits, settle_splits, write_manifest
 from API.deploy.export import write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
@@ -28,7 +29,7 @@ from API.run.checkpoint import load_checkpoint
 from API.run.flags import DATA_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
-from API.run.recorder import Recorder, Silent, describe_epoch
+from API.run.recorder import Recorder, Silent, describe_epoch, run_of
 from API.run.release import convert_release, infer_release_args, read_release
 from API.run.state import TrainingState
 from API.speed import accelerate
@@ -87,7 +88,7 @@ def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> 
         pin_memory=machine.device.type == "cuda",
         world=machine.world,
         splits=splits,
-        **{flag: getattr(config, flag) for flag in DATA_FLAGS},
+        **{flag: getattr(config, flag, None) for flag in DATA_FLAGS},
     )
     skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
     for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
@@ -149,6 +150,9 @@ def train(config: Config, state: Mapping | None = None) -> None:
     if state is not None:
         refuse_changed_flags(vars(config), state["config"], (*MODEL_FLAGS, *FIXED_FLAGS))
     loaders = build_loaders(config, machine, SPLITS)  # all of them: a missing test set shows up now
+    folder, datasets = Path(config.res_dir) / config.ex_name, {name: data.dataset for name, data in loaders.items()}
+    earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
+    clips, told = settle_splits(earlier, datasets)
     if config.init and state is None:
         load_weights(model, load_checkpoint(config.init), config.init)
     model = model.to(machine.device)
@@ -161,10 +165,12 @@ def train(config: Config, state: Mapping | None = None) -> None:
     run = TrainingState(model, optimizer, scheduler, vars(config), machine.world, config.save_every)
     if state is not None:
         run.restore(state)
-    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
+    recorder = recorder_of(machine)(folder, state is not None, config.overwrite)
     recorder.forget_after(run.epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
-    for line in applied:
+    if machine.world.main:
+        write_manifest(recorder.folder, clips)
+    for line in (*applied, *told):
         recorder.log(line)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
@@ -173,7 +179,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
         train_epochs(forward, loaders, run, config, machine, recorder)
     if machine.world.main:
         figures.training_curves(recorder.history(), recorder.figures / "training.png")
-    config.ckpt = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
+    config.ckpt = folder / "checkpoints/best.pth"
     model = for_inference(load_weights(build_model(config), load_checkpoint(config.ckpt), config.ckpt), config, machine)
     evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine))
 
@@ -342,7 +348,10 @@ def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
     machine, model = trained(config, state)
     loader = build_loaders(config, machine, ("test",))["test"]
+    told = check_splits(run_of(Path(config.ckpt)), {"test": loader.dataset})
     recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
+    for line in told:
+        recorder.log(line)
     evaluate(for_inference(model, config, machine), loader, machine, recorder, **test_options(config, machine))
 
 

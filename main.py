@@ -71,6 +71,14 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--yuv_depth", type=int, choices=(8, 10), help="bits of raw YUV (default: 10 if its name says so)")
 
 
+def generated_flags(parser: argparse.ArgumentParser) -> None:
+    """How training data is generated."""
+    add = parser.add_argument_group("generated data").add_argument
+    add("--epoch_size", type=WHOLE, metavar="N", help="sequences an epoch (default: mmnist 10000, digits 600)")
+    held_out = "mmnist: digits held out of the 60000 to validate (default: 5000); 0: none, as in the field"
+    add("--val_digits", type=COUNT, metavar="N", help=held_out)
+
+
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """DFDNet's arguments; a new one is a line here and an argument there."""
     add = parser.add_argument_group("model").add_argument
@@ -194,13 +202,13 @@ def summary_flags(parser: argparse.ArgumentParser) -> None:
 
 
 FLAGS = {
-    "train": (data_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
+    "train": (data_flags, generated_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
     "test": (checkpoint_flags, test_flags, data_flags, model_flags, machine_flags, run_flags),
     "predict": (checkpoint_flags, predict_flags, model_flags, machine_flags),
     "compare": (compare_flags, run_flags),
     "explain": (checkpoint_flags, explain_flags, data_flags, model_flags, machine_flags, run_flags),
     "export": (checkpoint_flags, export_flags, model_flags),
-    "data": (data_flags, model_flags, machine_flags, run_flags),
+    "data": (data_flags, generated_flags, model_flags, machine_flags, run_flags),
     "summary": (summary_flags, model_flags, machine_flags),
 }
 

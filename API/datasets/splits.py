@@ -220,28 +220,33 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def check_splits(folder: Path | None, datasets: Mapping[str, Dataset]) -> list[str]:
-    """Check data against the splits of the run in folder: what to say of it. Raises UserError as check_manifest."""
-    now = split_manifest(datasets)
-    before = read_manifest(folder) if folder else None
+def check_splits(run: Path | None, datasets: Mapping[str, Dataset]) -> list[str]:
+    """Check a test set against the splits of the run that a checkpoint is of: what to say of it. UserError as
+    check_manifest."""
+    now, before = split_manifest(datasets), read_manifest(run) if run else None
     if before is None:
         unknown = f"no {FILE} beside the checkpoint: whether it was trained on what is tested is not checked"
         return [unknown] if any(now.values()) else []
     return check_manifest(before, now) + suspects({"train": before.get("train"), "test": now.get("test")})
 
 
-def keep_splits(
-    folder: Path, datasets: Mapping[str, Dataset], earlier: Path | None = None, write: bool = True
-) -> list[str]:
-    """Check data as check_splits does, against the run in folder, or else the one in `earlier` (of --init), and write
-    splits.json: all that was ever trained or validated on stays in it. Returns what to say: changes, and suspects."""
-    now = split_manifest(datasets)
-    before = read_manifest(folder) or (read_manifest(earlier) if earlier else None) or {}
+def settle_splits(run: Path | None, datasets: Mapping[str, Dataset]) -> tuple[Manifest, list[str]]:
+    """(what to write to the run's splits.json, what to say) of the data that a run is to train on.
+
+    run: the folder of the run that goes on, or whose weights this one starts from. All that it was ever trained or
+    validated on stays in splits.json. Raises UserError as check_manifest.
+    """
+    now, before = split_manifest(datasets), (read_manifest(run) if run else None) or {}
     lines = check_manifest(before, now) + suspects(now)
     for split in ("train", "val"):
         if now.get(split) is not None:
             contents = {entry["content"] for entry in now[split]}
             now[split] += [entry for entry in before.get(split) or () if entry["content"] not in contents]
-    if write:
-        write_json(folder / FILE, now)
-    return lines
+        if note := getattr(datasets.get(split), "note", ""):
+            lines.append(f"{split}: {note}")
+    return now, lines
+
+
+def write_manifest(run: Path, manifest: Manifest) -> None:
+    """Write splits.json of a run folder."""
+    write_json(run / FILE, manifest)

@@ -253,7 +253,9 @@ def test_a_run_keeps_its_clips_and_refuses_another_seed(tmp_path):
     def data(seed: int, *names: str) -> dict:
         return {split: video.dataset(split, data_root=tmp_path, **SHAPES | dict(seed=seed)) for split in names}
 
-    assert splits.keep_splits(run, data(1, "train", "val", "test")) == []
+    first, lines = splits.settle_splits(None, data(1, "train", "val", "test"))
+    assert lines == []
+    splits.write_manifest(run, first)
     kept = json.loads((run / "splits.json").read_text())
     assert sorted(entry["name"] for clips in kept.values() for entry in clips) == [f"{k:02d}.npy" for k in range(30)]
     assert splits.check_splits(run, data(1, "test")) == []
@@ -261,14 +263,18 @@ def test_a_run_keeps_its_clips_and_refuses_another_seed(tmp_path):
         splits.check_splits(run, data(2, "test"))
     gone = kept["train"][0]["name"]
     (tmp_path / gone).unlink()
-    (line,) = splits.keep_splits(run, data(1, "train", "val", "test"))
+    resumed, (line,) = splits.settle_splits(run, data(1, "train", "val", "test"))
     assert line == f"train is not what it was when this run began: {gone} gone"
-    assert gone in [entry["name"] for entry in splits.read_manifest(run)["train"]]  # it was trained on all the same
+    assert gone in [entry["name"] for entry in resumed["train"]]  # it was trained on all the same
+    with pytest.raises(UserError, match=r"would be tested, but this run has trained on it"):
+        splits.settle_splits(run, data(2, "train", "val", "test"))
 
 
 def test_data_without_clips_is_not_checked(tmp_path):
     datasets = {"train": SimpleNamespace(), "test": SimpleNamespace()}
-    assert splits.keep_splits(tmp_path, datasets) == []
+    manifest, lines = splits.settle_splits(None, datasets)
+    splits.write_manifest(tmp_path, manifest)
+    assert lines == []
     assert splits.read_manifest(tmp_path) == {"train": None, "test": None}
     assert splits.check_splits(tmp_path, datasets) == []
     assert splits.check_splits(None, datasets) == []
