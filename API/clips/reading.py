@@ -119,7 +119,7 @@ def clips_in(place: Path, root: Path, raw: tuple) -> Iterator[Clip]:
         return
     files = [path for path in entries if not path.name.startswith(".")]
     stills, films = sort_images([path for path in files if path.suffix.lower() in (*images.ENDINGS, *images.FILMS)])
-    name = place.relative_to(root).as_posix()
+    name = root.resolve().name if place == root else place.relative_to(root).as_posix()
     if stills:
         try:
             yield Clip(place, name, in_order(stills))

@@ -1,50 +1,65 @@
 """Frames -> a file: H.264 video, GIF, a folder of PNGs or an npy array, by the name of the output."""
 
 from collections.abc import Sequence
+from fractions import Fraction
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from .. import UserError
+from .video import pyav
+
 MOVIES = (".mp4", ".mov", ".mkv")
 KINDS = (*MOVIES, ".gif", ".npy", "")
+BT709 = LIMITED = 1  # the numbers of ITU-T H.273 for matrix, primaries and transfer; FFmpeg's of limited range
 
 
 def check_output(path: Path, kinds: Sequence[str] = KINDS) -> None:
-    """Raise ValueError, in one line, for a kind of file or a folder that cannot be written."""
+    """Raise UserError, in one line, for a kind of file or a folder that cannot be written."""
     if path.suffix.lower() not in kinds:
         known = " ".join(kind or "(a folder of PNG images: a name without an ending)" for kind in kinds)
-        raise ValueError(f"--output {path}: unknown kind of file, choose from {known}")
+        raise UserError(f"--output {path}: unknown kind of file, choose from {known}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.probe"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"--output {path}: cannot be written there ({error.strerror})") from None
+        raise UserError(f"--output {path}: cannot be written there ({error.strerror})") from None
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: float) -> None:
     """frames (N, h, w, c) uint8, at `rate` frames a second; under a hidden name until all is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    kind = path.suffix.lower()
-    if kind == ".npy":
-        with partial.open("wb") as file:
-            np.save(file, frames)
-    elif kind == "":
-        path.mkdir(exist_ok=True)
-        for k, frame in enumerate(as_colour(frames)):
-            Image.fromarray(frame).save(path / f"{k:05d}.png")
-        return
-    elif kind == ".gif":
-        first, *rest = [Image.fromarray(frame) for frame in as_colour(frames)]
-        first.save(
-            partial, format="GIF", save_all=True, append_images=rest, duration=max(20, round(1000 / rate)), loop=0
-        )
-    else:
-        write_movie(partial, as_colour(frames), rate)
-    partial.replace(path)
+    if path.suffix == "":
+        return write_images(path, as_colour(frames))
+    partial, kind = path.with_name(f".{path.name}"), path.suffix.lower()
+    try:
+        if kind == ".npy":
+            with partial.open("wb") as file:
+                np.save(file, frames)
+        elif kind == ".gif":
+            first, *rest = [Image.fromarray(frame) for frame in as_colour(frames)]
+            shown = max(20, round(1000 / rate))  # milliseconds; browsers slow shorter ones down
+            first.save(partial, format="GIF", save_all=True, append_images=rest, duration=shown, loop=0)
+        else:
+            write_movie(partial, as_colour(frames), rate)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_images(folder: Path, frames: np.ndarray) -> None:
+    """00000.png, 00001.png, …; those of an earlier, longer clip go."""
+    folder.mkdir(exist_ok=True)
+    for k, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{k:05d}.png")
+    for k in count(len(frames)):
+        if not (left := folder / f"{k:05d}.png").exists():
+            return
+        left.unlink()
 
 
 def as_colour(frames: np.ndarray) -> np.ndarray:
@@ -55,17 +70,22 @@ def as_colour(frames: np.ndarray) -> np.ndarray:
 
 
 def write_movie(path: Path, frames: np.ndarray, rate: float) -> None:
-    """H.264 in yuv420p, which every browser plays; odd sizes are padded by a pixel."""
-    from fractions import Fraction
+    """H.264 in yuv420p, which every browser plays; odd sizes are padded by a pixel.
 
-    import av
-
+    Colours are those of BT.709 and the file says so: of files that do not, players guess BT.709 for HD and BT.601 else.
+    """
+    av = pyav()
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with av.open(str(path), "w") as container:
+    with av.open(f"file:{path}", "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = BT709
+        codec.color_range, codec.sample_aspect_ratio = LIMITED, Fraction(1)
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            yuv = rgb.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            container.mux(stream.encode(yuv))
         container.mux(stream.encode())

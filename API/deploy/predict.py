@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..clips.fit import fit
-from ..clips.reading import VIDEOS, Clip, find_clips, images_in, read_frames
+from ..clips.reading import clips_at, frame_rate, read_frames
 from ..clips.writing import check_output, write_clip
 from ..evaluation.metrics import Scores
 from ..machine.device import Machine
@@ -100,6 +100,8 @@ def windows(
             if wanted(first):
                 yield window()
             first += 1  # the oldest frame leaves
+            if starts is not None and first > max(starts):  # so that no more is decoded
+                return
         buffer.append(frame)
     while len(buffer) >= T:  # the end of the stream: less and less follows
         if wanted(first) or (starts is None and every is None and len(buffer) == T):
@@ -118,33 +120,9 @@ class Request:
     start: list[int] | None = None
     every: int | None = None
     side_by_side: bool = False
-
-
-def clips_of(path: Path) -> list[Clip]:
-    """The clips at a path: a file, a folder of images, or a folder of either. Raises ValueError where there is none."""
-    if not path.exists():
-        raise ValueError(f"--input {path}: no such file or folder")
-    if path.is_dir():
-        return [Clip(path, path.name, images)] if (images := images_in(path)) else find_clips(path)
-    if path.suffix.lower() not in (*VIDEOS, ".gif", ".npy"):
-        kinds = " ".join((*VIDEOS, ".gif", ".npy"))
-        raise ValueError(f"--input {path}: unknown kind of file, expected {kinds} or a folder")
-    return [Clip(path, path.name)]
-
-
-def frame_rate(clip: Clip) -> float:
-    """Frames a second; 25 where the clip does not say."""
-    if clip.path.suffix.lower() in VIDEOS and not clip.images:
-        video = cv2.VideoCapture(str(clip.path), cv2.CAP_FFMPEG)
-        rate = video.get(cv2.CAP_PROP_FPS)
-        video.release()
-        return rate if 0 < rate <= 1000 else 25.0
-    if clip.path.suffix.lower() == ".gif":
-        from PIL import Image
-
-        with Image.open(clip.path) as image:
-            return 1000 / (image.info.get("duration") or 40)
-    return 25.0
+    yuv_size: Sequence[int] | None = None
+    yuv_depth: int | None = None
+    yuv_format: str | None = None
 
 
 def predict_clips(request: Request, predictor: Predictor) -> str:
@@ -154,7 +132,7 @@ def predict_clips(request: Request, predictor: Predictor) -> str:
     Raises ValueError for clips with too few frames and outputs that cannot be written.
     """
     check_output(Path(request.output))
-    clips = clips_of(Path(request.input))
+    clips = clips_at(Path(request.input), request.yuv_size, request.yuv_depth, request.yuv_format)
     several = len(clips) > 1 or (request.start is not None and len(request.start) > 1) or request.every is not None
     lines = []
     with tqdm(unit=" windows", disable=not sys.stderr.isatty(), leave=False) as bar:
