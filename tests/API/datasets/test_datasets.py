@@ -189,7 +189,7 @@ def test_every_preset_trains_and_tests_on_files_in_the_real_format(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["human", "video", "taxibj", "mmnist"])
-def test_data_mode_reports_files_windows_values_and_overlap_and_draws_samples(name, tmp_path, monkeypatch, capsys):
+def test_data_mode_reports_files_windows_values_and_overlap_and_draws_samples(name, tmp_path, monkeypatch, capsys, few):
     monkeypatch.chdir(tmp_path)
     flags = flags_of(name, tmp_path / "data")
     main.run(["data", *flags])
