@@ -1,12 +1,16 @@
 """The user's own videos."""
 
+import json
 import shutil
 from pathlib import Path
 
 import data_roots
 import files
+import numpy as np
 import pytest
 
+import main
+from API import UserError
 from API.dataloader import SPLITS
 from API.datasets import video
 from API.datasets.report import overlaps
@@ -58,3 +62,36 @@ def test_a_copy_under_another_name_counts_once(video_root):
     assert ("folder/frames" in names) + ("frames again" in names) == 1
     for data in datasets.values():
         assert sum("a copy of" in reason for reason in data.skipped) == 2
+
+
+def test_a_run_knows_its_clips_and_refuses_to_test_what_it_has_trained_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("API.evaluation.figures.save_figure", lambda figure, path: path.touch())
+    monkeypatch.chdir(tmp_path)
+    for k in range(30):
+        np.save(f"clips_{k}.npy", np.full((5, 32, 32, 3), 8 * k, np.uint8))  # of equal bytes wherever this runs
+    shapes = "--in_shape 2 3 32 32 --out_shape 2 3 32 32 --hid_S 4 --groups 1 --layer_config 1 0 0 0"
+    flags = f"--dataname video --data_root . {shapes} --epochs 1 --device cpu --num_workers 0".split()
+    main.run(flags)
+    kept = json.loads(Path("results/video/splits.json").read_text())
+    names = {split: {entry["name"] for entry in clips} for split, clips in kept.items()}
+    assert set.union(*names.values()) == {f"clips_{k}.npy" for k in range(30)}
+    test = ["test", "--ckpt", "results/video/checkpoints/best.pth", "--device", "cpu"]
+
+    main.run(test)
+    assert "when this run began" not in capsys.readouterr().out
+
+    gone = sorted(names["test"])[0]
+    shutil.copyfile(sorted(names["train"])[0], "copy.npy")  # counts as one with its original, which was trained on
+    Path(gone).rename("gone.hidden")
+    np.save("new.npy", np.full((5, 32, 32, 3), 255, np.uint8))
+    main.run(test)
+    assert f"test is not what it was when this run began: {gone} gone" in capsys.readouterr().out
+
+    with pytest.raises(UserError, match="would be tested, but this run has trained on it") as error:
+        main.run([*test, "--seed", "2"])
+    assert "\n" not in str(error.value)
+    Path("best.pth").write_bytes(Path("results/video/checkpoints/best.pth").read_bytes())
+    with pytest.raises(UserError, match="would be tested"):
+        main.run([*flags, "--ex_name", "finer", "--init", "results/video/checkpoints/best.pth", "--seed", "2"])
+    main.run(["test", "--ckpt", "best.pth", "--device", "cpu", "--seed", "2"])
+    assert "no splits.json beside the checkpoint" in capsys.readouterr().out
