@@ -1,11 +1,11 @@
 """Every data set as small files in the real format, in a folder for --data_root."""
 
+import gzip
 from pathlib import Path
 
 import files
 import h5py
 import numpy as np
-from conftest import idx_file
 from PIL import Image
 
 FEW = (1, 3, 2, 13, 17)  # persons of KTH: two train, two validate with seed 1, one tests
@@ -111,6 +111,15 @@ def videos(root: Path) -> Path:
     files.write_images(folder / "folder/frames", files.pictures(9, seed=6), "{:02d}.jpg")
     np.save(folder / "array.npy", np.stack(files.pictures(9, seed=7)))
     return folder
+
+
+def idx_file(path: Path, images: np.ndarray, magic: int = 2051) -> Path:
+    """MNIST's format: a gzipped IDX file."""
+    header = np.array([magic, *images.shape], dtype=">i4").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wb") as file:
+        file.write(header + images.astype(np.uint8).tobytes())
+    return path
 
 
 def moving_mnist(root: Path) -> Path:

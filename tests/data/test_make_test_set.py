@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import idx_file
+from data_roots import idx_file
 
 from API import UserError
 from API.datasets import mmnist

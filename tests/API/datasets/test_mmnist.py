@@ -5,13 +5,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import idx_file
+from data_roots import idx_file, moving_mnist
 
 from API import UserError
 from API.datasets import mmnist
 
 SHAPES = dict(in_shape=(10, 1, 64, 64), out_shape=(10, 1, 64, 64), seed=1)
 IMAGES, SEQUENCES = mmnist.IMAGES, mmnist.SEQUENCES
+
+
+@pytest.fixture
+def mnist_root(tmp_path):
+    return moving_mnist(tmp_path)
 
 
 def test_idx_images_come_back_as_written(tmp_path):
