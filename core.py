@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from API import UserError
-from API.dataloader import SPLITS, load_data
+from API.dataloader import SPLITS, how_to_fit, load_data
 from API.datasets.report import report
+from API.datasets.splits import check_splits, settle_splits, write_manifest
 from API.deploy.export import check_export, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
@@ -29,7 +30,7 @@ from API.run.checkpoint import load_checkpoint
 from API.run.flags import DATA_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
-from API.run.recorder import Recorder, Silent, describe_epoch
+from API.run.recorder import Recorder, Silent, describe_epoch, run_of
 from API.run.release import convert_release, infer_release_args, read_release
 from API.run.state import TrainingState
 from API.speed import accelerate
@@ -88,7 +89,7 @@ def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> 
         pin_memory=machine.device.type == "cuda",
         world=machine.world,
         splits=splits,
-        **{flag: getattr(config, flag) for flag in DATA_FLAGS},
+        **{flag: getattr(config, flag, None) for flag in DATA_FLAGS},
     )
     skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
     for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
@@ -150,8 +151,11 @@ def train(config: Config, state: Mapping | None = None) -> None:
     if state is not None:
         refuse_changed_flags(vars(config), state["config"], (*MODEL_FLAGS, *FIXED_FLAGS))
     loaders = build_loaders(config, machine, SPLITS)  # all of them: a missing test set shows up now
-    best = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
-    options = test_options(config, machine, best)  # as do missing weights of LPIPS
+    folder, datasets = Path(config.res_dir) / config.ex_name, {name: data.dataset for name, data in loaders.items()}
+    earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
+    clips, told = settle_splits(earlier, datasets)
+    best = folder / "checkpoints/best.pth"
+    options = test_options(config, machine, best)  # missing weights of LPIPS show up now, too
     if config.init and state is None:
         load_weights(model, load_checkpoint(config.init), config.init)
     model = model.to(machine.device)
@@ -164,10 +168,12 @@ def train(config: Config, state: Mapping | None = None) -> None:
     run = TrainingState(model, optimizer, scheduler, vars(config), machine.world, config.save_every)
     if state is not None:
         run.restore(state)
-    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
+    recorder = recorder_of(machine)(folder, state is not None, config.overwrite)
     recorder.forget_after(run.epoch)
     recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
-    for line in applied:
+    if machine.world.main:
+        write_manifest(recorder.folder, clips)
+    for line in (*applied, *told):
         recorder.log(line)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
@@ -342,14 +348,18 @@ def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str 
     config, state = settle_flags({"compile": False}, given, str(checkpoint))
     config.ckpt = checkpoint
     machine, model = trained(config, state)
-    return Predictor(for_inference(model, config, machine).predict_once, config.in_shape, config.out_shape, machine)
+    model, fitting = for_inference(model, config, machine), how_to_fit(config.dataname, getattr(config, "resize", None))
+    return Predictor(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
 
 
 def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
     machine, model = trained(config, state)
     loader = build_loaders(config, machine, ("test",))["test"]
+    told = check_splits(run_of(Path(config.ckpt)), {"test": loader.dataset})
     recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
+    for line in told:
+        recorder.log(line)
     options = test_options(config, machine, config.ckpt)
     evaluate(for_inference(model, config, machine), loader, machine, recorder, **options)
 
@@ -370,7 +380,8 @@ def predict(config: Config, state: Mapping) -> None:
     """Predict frames of the user's videos."""
     machine, model = trained(config, state)
     model = for_inference(model, config, machine)
-    predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
+    fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
+    predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
     request = Request(**{field.name: getattr(config, field.name, None) for field in dataclasses.fields(Request)})
     for line in predict_clips(request, predictor):
         print(line, flush=True)

@@ -74,6 +74,16 @@ def clip_flags(add: Callable) -> None:
     add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     add("--yuv_depth", type=int, choices=(8, 10), help="bits of raw YUV (default: 10 if its name says so)")
+    layout = "FFmpeg's name of raw YUV's pixel format (default: what its name says, else yuv420p)"
+    add("--yuv_format", metavar="NAME", help=layout)
+
+
+def generated_flags(parser: argparse.ArgumentParser) -> None:
+    """How training data is generated."""
+    add = parser.add_argument_group("generated data").add_argument
+    add("--epoch_size", type=WHOLE, metavar="N", help="sequences an epoch (default: mmnist 10000, digits 600)")
+    held_out = "mmnist: digits held out of the 60000 to validate (default: 5000); 0: none, as in the field"
+    add("--val_digits", type=COUNT, metavar="N", help=held_out)
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
@@ -202,13 +212,13 @@ def summary_flags(parser: argparse.ArgumentParser) -> None:
 
 
 FLAGS = {
-    "train": (data_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
+    "train": (data_flags, generated_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
     "test": (checkpoint_flags, test_flags, data_flags, model_flags, machine_flags, run_flags),
     "predict": (checkpoint_flags, predict_flags, model_flags, machine_flags),
     "compare": (compare_flags, run_flags),
     "explain": (checkpoint_flags, explain_flags, data_flags, model_flags, machine_flags, run_flags),
     "export": (checkpoint_flags, export_flags, model_flags),
-    "data": (data_flags, model_flags, machine_flags, run_flags),
+    "data": (data_flags, generated_flags, model_flags, machine_flags, run_flags),
     "summary": (summary_flags, model_flags, machine_flags),
 }
 
@@ -294,7 +304,8 @@ def run(argv: Sequence[str]) -> None:
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
     if mode == "predict":  # its clips are not those that the checkpoint was trained on
-        vars(config).update({flag: (defaults | given)[flag] for flag in ("skip_bad", "yuv_size", "yuv_depth")})
+        own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
+        vars(config).update({flag: (defaults | given)[flag] for flag in own})
     if mode in ("test", "explain") and not given.get("ex_name"):
         folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
         config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name

@@ -3,6 +3,7 @@
 import errno
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ ENDINGS = (
     ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 DEFAULT_RATE = 25.0  # frames a second, where a clip does not say
+
+MOST_B_FRAMES = 16  # in a row, in H.264
 
 # Damage that FFmpeg reports in its log only.
 TOLD = re.compile("CRC mismatch|File ended prematurely")
@@ -77,7 +80,8 @@ def decode(path: Path, container, stream) -> Iterator:
     """The frames of a stream, av.VideoFrame. Raises BadClip where the container or the decoder finds damage.
 
     A stream that does not begin with a key frame, as recordings and cuts of broadcasts do, begins with its first frame
-    that can be decoded, as in a player.
+    that can be decoded, as in a player. Where frames may build on later ones, they are held back until it is known that
+    those are sound.
     """
     av, packets = pyav(), container.demux(stream)
     # Where each frame stands alone, every error is one. Where frames build on others, decoders also call it an error
@@ -87,7 +91,7 @@ def decode(path: Path, container, stream) -> Iterator:
         "err_detect": f"crccheck+bitstream+buffer{strict}",
         "max_pixels": str(MOST_PIXELS),
     }
-    count = received = 0
+    count, received, begun, held = 0, 0, False, deque()
     while True:
         packet, frames, damage = None, [], None
         with errors_logged() as log:
@@ -99,20 +103,22 @@ def decode(path: Path, container, stream) -> Iterator:
                 break
             except av.FFmpegError as error:
                 damage = error
-        begun = packet is None or packet.is_keyframe or bool(frames) or count > 0
-        for frame in frames:
-            if frame.is_corrupt:
-                damage = "the decoder marks the next one as damaged"
-                break
-            count += 1
-            yield frame
-        if damage is None and packet.is_corrupt:
+        begun = begun or packet is None or packet.is_keyframe or bool(frames)
+        if any(frame.is_corrupt for frame in frames):
+            damage = "the decoder marks what follows as damaged"
+        elif damage is None and packet.is_corrupt:
             damage = "the container marks what follows as damaged"
         if told := [text.strip() for _, _, text in log if TOLD.search(text)]:
             begun, damage = True, told[0]
         if begun and damage is not None:
             raise damaged(path, count, damage)
-    if received < sum(entry.size > 0 for entry in stream.index_entries):
+        held += frames
+        while len(held) > (MOST_B_FRAMES if stream.codec_context.has_b_frames else 0):
+            count += 1
+            yield held.popleft()
+    count += len(held)
+    yield from held
+    if received < sum(entry.size > 0 for entry in getattr(stream, "index_entries", ())):  # PyAV has them from 17 on
         raise damaged(path, count, "it ends before its last packet")
     if count == 0:
         raise BadClip(f"{path}: damaged, no frame can be decoded")
@@ -161,10 +167,7 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
     options: of av.open. Raises BadClip where it is damaged, OSError where it cannot be opened.
     """
     av = pyav()
-    with opened(path, options={"protocol_whitelist": "file", **options.pop("options", {})}, **options) as (
-        container,
-        stream,
-    ):
+    with opened(path, **options) as (container, stream):
         check_pixels(path, stream.codec_context.width, stream.codec_context.height)
         # The fourth byte of raw video in an AVI is padding.
         opaque = container.format.name == "avi" and stream.codec_context.codec.name == "rawvideo"
@@ -173,9 +176,14 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
             for frame in deinterlaced(decode(path, container, stream)):
                 if first is None:
                     first = frame
-                    width = round(frame.width * (stream.sample_aspect_ratio or 1))
+                    aspect = stream.sample_aspect_ratio or 1
+                    # Encoders write 1.004 for 1 where they have rounded a size.
+                    width = frame.width if abs(aspect - 1) < 0.01 else round(frame.width * aspect)
                     check_pixels(path, width, frame.height)
-                    how = {} if width == frame.width else {"width": width, "interpolation": "BICUBIC"}
+                    # PyAV 15 and 16 use the frame's matrix only where another is asked for; RGB has none.
+                    how = {"dst_colorspace": "ITU601"}
+                    if width != frame.width:
+                        how |= {"width": width, "interpolation": "BICUBIC"}
                     transparent = not opaque and has_alpha(frame.format)
                 elif (frame.width, frame.height) != (first.width, first.height):
                     sizes = f"{frame.width}x{frame.height} after {first.width}x{first.height}"

@@ -9,9 +9,14 @@ from .checkpoint import load_checkpoint
 from .release import infer_release_args, read_release
 
 # Passed on to the data set.
-DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
+DATA_FLAGS = (
+    "cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format",
+    "epoch_size", "val_digits",
+)  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
-FIXED_FLAGS = ("dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by")
+FIXED_FLAGS = (
+    "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
+)  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
@@ -33,6 +38,8 @@ def settle_flags(
     state = load_checkpoint(Path(checkpoint)) if state is None else state
     if isinstance(state.get("config"), Mapping):
         known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
+        if given.get("dataname", known.get("dataname")) != known.get("dataname"):  # what belongs to the other data set
+            known = {flag: value for flag, value in known.items() if flag not in DATA_FLAGS}
         return Config(**{**defaults, **known, **given}), state
     if not given.get("release"):
         raise UserError(
