@@ -1,6 +1,7 @@
 """Tiny data on disk, a tiny model, and the release's numbers where they are at hand."""
 
 import gzip
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,11 @@ def mnist_root(tmp_path) -> Path:
     idx_file(tmp_path / "moving_mnist/train-images-idx3-ubyte.gz", rng.integers(0, 256, (60, 28, 28)))
     np.save(tmp_path / "moving_mnist/mnist_test_seq.npy", rng.integers(0, 256, (20, 6, 64, 64)).astype(np.uint8))
     return tmp_path
+
+
+@pytest.fixture
+def small_files():
+    """Call it, and no file can grow beyond so many bytes: writing then fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
