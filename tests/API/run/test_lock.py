@@ -14,15 +14,15 @@ from API.run import lock
 from API.run.recorder import Recorder
 
 REPO = Path(__file__).parents[3]
-HOLD = """
+HOLD = r"""
 import os, sys, time
 from pathlib import Path
 from API.run.lock import hold
 hold(Path(sys.argv[1]))
 if len(sys.argv) > 2 and os.fork() == 0:  # as a process that loads data does
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\n" % os.getpid())
     time.sleep(60)
-print("held", flush=True)
+os.write(1, b"held\n")
 time.sleep(60)
 """
 
