@@ -24,18 +24,7 @@ def hold(folder: Path) -> None:
     key = (os.getpid(), Path(folder).resolve())
     if key in _open:
         return
-    file = (folder / NAME).open("a+", encoding="utf-8")
-    try:
-        _lock(file)
-    except OSError as error:
-        if error.errno in HELD:
-            file.seek(0)
-            who = file.readline(200).strip() or "another process"
-            file.close()
-            raise UserError(
-                f"{folder}: {who} trains this run already; wait for it or stop it, or start another --ex_name"
-            ) from None
-        print(f"warning: {folder} cannot be locked ({error.strerror}): see to it that one process trains there")
+    file = _lock_file(folder)
     _open[key] = file
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
@@ -46,8 +35,40 @@ def let_go(folder: Path) -> None:
     """Let others train in folder."""
     file = _open.pop((os.getpid(), Path(folder).resolve()), None)
     if file is not None:
+        with contextlib.suppress(OSError):  # Windows removes no open file; it stays, and does no harm
+            (folder / NAME).unlink()
         with contextlib.suppress(OSError):  # of a full disk; closing is what unlocks
             file.close()
+
+
+def _lock_file(folder: Path) -> IO:
+    """RUN/.lock, open and locked."""
+    for attempt in range(10):
+        file = (folder / NAME).open("a+", encoding="utf-8")
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno in HELD:
+                file.seek(0)
+                who = file.readline(200).strip() or "another process"
+                file.close()
+                raise UserError(
+                    f"{folder}: {who} trains this run already; wait for it or stop it, or start another --ex_name"
+                ) from None
+            print(f"warning: {folder} cannot be locked ({error.strerror}): see to it that one process trains there")
+            return file
+        if attempt == 9 or _is_at(file, folder / NAME):  # some network drives number files anew all the time
+            break
+        file.close()
+    return file
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    """Whether path still names the open file; its holder may have removed it before we could lock it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: IO) -> None:

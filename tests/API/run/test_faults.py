@@ -95,9 +95,9 @@ def test_saving_copies_and_does_not_wait_for_the_disk(tmp_path, monkeypatch):
 
     may_write, written = threading.Event(), []
 
-    def slow(path, state):
+    def slow(path, state, also):
         assert may_write.wait(20)
-        written.append((path.name, state["w"].clone()))
+        written.extend((name.name, state["w"].clone()) for name in (*also, path))
 
     monkeypatch.setattr("API.run.checkpoint.save_checkpoint", slow)
     w = torch.zeros(3)

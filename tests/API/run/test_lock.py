@@ -79,6 +79,7 @@ def test_the_same_process_may_enter_again_and_lets_go_when_it_is_done(tmp_path):
     ]
     assert b"trains this run already" in subprocess.run([*command, tmp_path], cwd=REPO, capture_output=True).stderr
     recorder.close()
+    assert not (tmp_path / ".lock").exists()
     assert subprocess.run([*command, tmp_path], cwd=REPO, capture_output=True).returncode == 0
 
 
@@ -91,3 +92,20 @@ def test_a_file_system_without_locks_is_told_once_and_trained_on(tmp_path, monke
     recorder = Recorder(tmp_path)
     assert capsys.readouterr().out.count("cannot be locked (No locks available)") == 1
     recorder.close()
+
+
+def test_a_lock_that_was_removed_on_the_way_is_taken_anew(tmp_path, monkeypatch):
+    """Otherwise two processes could hold it: one the removed file, one the new file of the same name."""
+    take, calls = lock._lock, []
+
+    def take_a_removed_one_first(file):
+        take(file)
+        calls.append(file)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(lock, "_lock", take_a_removed_one_first)
+    lock.hold(tmp_path)
+    assert len(calls) == 2
+    assert os.path.samestat(os.fstat(calls[1].fileno()), (tmp_path / ".lock").stat())
+    lock.let_go(tmp_path)
