@@ -48,10 +48,10 @@ class Encoder(nn.Module):
 
     def forward(self, past: Tensor) -> list[Tensor]:
         T, features = past.shape[1], []
-        x = rearrange(past, "B T C H W -> (B T) C H W")
+        x = past.flatten(0, 1).clone(memory_format=torch.channels_last)  # (B*T, C, H, W)
         for layer in self.layers:
             x = layer(x)
-            features.append(rearrange(x, "(B T) D H W -> B (T D) H W", T=T))
+            features.append(frames_as_channels(x, T))
         return features
 
 
@@ -68,11 +68,11 @@ class Decoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         B, D = features[0].shape[0], self.readout.in_channels
-        *shallower, x = (rearrange(m, "B (T D) H W -> (B T) D H W", D=D) for m in features)
+        *shallower, x = (channels_as_frames(m, D) for m in features)  # (B*T, D, H_i, W_i)
         *up, last = self.layers
         for layer, m in zip(up, reversed(shallower), strict=True):
             x = layer(x) + m
-        return rearrange(self.readout(last(x)), "(B T) C H W -> B T C H W", B=B)
+        return self.readout(last(x)).unflatten(0, (B, -1)).contiguous()
 
 
 class DFDNet(nn.Module):
@@ -129,6 +129,23 @@ class DFDNet(nn.Module):
         """T frames -> the next T frames: (B, T, C, H, W) -> (B, T, C_out, H, W)."""
         return self.decoder(self.temporal(self.encoder(past)))
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts to recompute, compile or shard one by one, from outside."""
+        temporal = self.temporal
+        dfdbs = [block for stage in temporal.stages for block in stage]
+        return [self.encoder, temporal.stem_first, temporal.stem_last, *dfdbs, temporal.unstem_first, self.decoder]
+
+
+# Both, and their gradients, lay the channels last in memory, as convolutions and DFDBs read them.
+def frames_as_channels(x: Tensor, T: int) -> Tensor:
+    """The features of T frames as channels of one map: (B*T, D, H, W) -> (B, T*D, H, W)."""
+    return rearrange(x.permute(0, 2, 3, 1), "(B T) H W D -> B H W (T D)", T=T).permute(0, 3, 1, 2)
+
+
+def channels_as_frames(x: Tensor, D: int) -> Tensor:
+    """The inverse of frames_as_channels: (B, T*D, H, W) -> (B*T, D, H, W)."""
+    return rearrange(x.permute(0, 2, 3, 1), "B H W (T D) -> (B T) H W D", D=D).permute(0, 3, 1, 2)
+
 
 def strides(layer: int) -> list[int]:
     """1, 2, 1, 2, …: every second layer halves."""
@@ -141,8 +158,8 @@ def feature_sizes(H: int, W: int, layer: int) -> list[tuple[int, int]]:
     return [(H // s, W // s) for s in scales]
 
 
-def check_sizes(in_shape, out_shape, hid_S, layer, kernel_size, COF, groups, layer_config, segments) -> None:
-    """Raise a ValueError that names the flag where the sizes of a DFDNet do not fit together."""
+def check_sizes(in_shape, out_shape, hid_S, layer, kernel_size, COF, groups, layer_config, segments, **_) -> None:
+    """Raise a ValueError that names the flag where these arguments of DFDNet do not fit together."""
 
     def demand(condition: bool, message: str) -> None:
         if not condition:

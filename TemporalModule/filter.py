@@ -1,4 +1,4 @@
-"""The filter of DFDU: keep every low frequency, and a high one only where its magnitude reaches a learnable threshold."""
+"""The filter of DFDU: low frequencies pass, and a high one where its magnitude reaches a learnable threshold."""
 
 import math
 
@@ -56,21 +56,22 @@ class ThresholdFilter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
-            spectrum = self.spectrum(x)  # (B, N, L // 2 + 1, 2), real and imaginary parts
-            spectrum = spectrum * self.gate(spectrum).unsqueeze(-1)
+            low, high = self.spectrum(x)
+            spectrum = torch.cat([low, high * self.gate(high).unsqueeze(-1)], 2)
             y = torch.fft.irfft(torch.view_as_complex(spectrum), n=self.length, norm="ortho")
             return y[..., ::2]
 
-    def spectrum(self, x: Tensor) -> Tensor:
-        """x (B, N, L) -> (B, N, L // 2 + 1, 2): its orthonormal real FFT as pairs of real numbers, float32 at least."""
+    def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, N, L) -> its orthonormal real FFT as pairs of real numbers, float32 at least: the low frequencies
+        (B, N, cutoff, 2), and the high ones (B, N, L // 2 + 1 - cutoff, 2)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return torch.view_as_real(torch.fft.rfft(x, norm="ortho"))
+        spectrum = torch.view_as_real(torch.fft.rfft(x, norm="ortho"))
+        return spectrum.split([self.cutoff, spectrum.shape[2] - self.cutoff], dim=2)
 
-    def gate(self, spectrum: Tensor) -> Tensor:
-        """spectrum (B, N, L // 2 + 1, 2) -> (B, N, L // 2 + 1): 1 where a bin passes, 0 where it is removed."""
-        low, high = spectrum.tensor_split([self.cutoff], dim=2)
-        passes = HardGate.apply(torch.linalg.vector_norm(high, dim=-1), self.threshold.flatten().unsqueeze(-1))
-        return torch.cat([torch.ones_like(low[..., 0]), passes], -1)
+    def gate(self, high: Tensor) -> Tensor:
+        """high (B, N, K, 2), the high frequencies -> (B, N, K): 1 where a bin passes, 0 where it is removed."""
+        magnitude = torch.linalg.vector_norm(high, dim=-1)
+        return HardGate.apply(magnitude, self.threshold.flatten().unsqueeze(-1))
 
     def extra_repr(self) -> str:
         bins = self.length // 2 + 1

@@ -53,7 +53,7 @@ class DFDB(nn.Module):
         self.reduction = nn.Sequential(
             nn.Conv2d(channels, reduced, 1, bias=False),
             nn.BatchNorm2d(reduced),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.branch_r1 = Branch(reduced, height, width, segments[0], COF, release)
         self.branch_r2 = Branch(reduced, height, width, segments[1], COF, release)
@@ -61,7 +61,7 @@ class DFDB(nn.Module):
             nn.Conv2d(2 * reduced, channels, 1, bias=False),
             nn.BatchNorm2d(channels),
         )
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.reduction(x).permute(0, 2, 3, 1)  # (B, H, W, c)
@@ -76,9 +76,9 @@ class Stem(nn.Sequential):
     def __init__(self, channels: int, stride: int) -> None:
         half = channels // 2
         super().__init__(
-            nn.Conv2d(channels, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
-            nn.BatchNorm2d(half), nn.ReLU(),
-            nn.Conv2d(half, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
+            nn.Conv2d(channels, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
+            nn.BatchNorm2d(half), nn.ReLU(inplace=True),
+            nn.Conv2d(half, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
         )  # fmt: skip
         for conv in (self[0], self[5]):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -90,7 +90,7 @@ class Unstem(nn.Sequential):
     def __init__(self, channels: int) -> None:
         half = channels // 2
         super().__init__(
-            nn.ConvTranspose2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.ConvTranspose2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
             nn.ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
         )  # fmt: skip
 

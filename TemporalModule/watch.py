@@ -17,12 +17,20 @@ def filters_of(model: nn.Module) -> dict[str, ThresholdFilter]:
 @torch.no_grad()
 def removed(module: ThresholdFilter, x: Tensor) -> Tensor:
     """x (B, N, L) -> (2,): the fractions of the high bins, and of all energy, that the filter removes of x."""
-    spectrum = module.spectrum(x)
-    closed = 1 - module.gate(spectrum)  # (B, N, L // 2 + 1)
-    power = spectrum.square().sum(-1)
-    power[..., 1 : (module.length + 1) // 2] *= 2  # these bins stand for their mirror images too
-    bins = closed.sum() / max(1, closed[..., module.cutoff :].numel())
-    return torch.stack([bins, (closed * power).sum() / power.sum().clamp(min=torch.finfo(power.dtype).tiny)])
+    low, high = (part.square().sum(-1) for part in module.spectrum(x))  # energies
+    closed = 1 - module.gate(module.spectrum(x)[1])  # (B, N, K)
+    energy = torch.cat([low, high], -1).sum((0, 1))  # (L // 2 + 1,)
+    twice = mirrored(module.length, x.device)
+    bins = closed.sum() / max(1, closed.numel())
+    lost = (closed * high).sum((0, 1)) * twice[module.cutoff :]
+    return torch.stack([bins, lost.sum() / (energy * twice).sum().clamp(min=torch.finfo(energy.dtype).tiny)])
+
+
+def mirrored(length: int, device: torch.device) -> Tensor:
+    """(L // 2 + 1,): how many bins of a whole FFT a bin of a real one stands for: 2, but for the mean and an even L's
+    highest frequency 1."""
+    k = torch.arange(length // 2 + 1, device=device)
+    return torch.where((k == 0) | (2 * k == length), 1, 2)
 
 
 @contextmanager
@@ -93,12 +101,13 @@ def spectra(model: nn.Module, past: Tensor) -> dict[str, dict]:
     found = {}
 
     def note(name: str, module: ThresholdFilter, x: Tensor) -> None:
-        spectrum = module.spectrum(x)
-        amplitude = spectrum.square().sum(-1).sqrt()  # (B, N, L // 2 + 1)
+        low, high = module.spectrum(x)
+        filtered = high * module.gate(high).unsqueeze(-1)
+        before, after = (torch.cat([low, part], 2).square().sum(-1).sqrt().mean((0, 1)) for part in (high, filtered))
         bins, energy = removed(module, x).tolist()
         found[name] = {
-            "before": amplitude.mean((0, 1)).cpu(),
-            "after": (amplitude * module.gate(spectrum)).mean((0, 1)).cpu(),
+            "before": before.cpu(),
+            "after": after.cpu(),
             "cutoff": module.cutoff,
             "threshold": module.threshold.detach().cpu(),
             "removed": bins,

@@ -146,7 +146,7 @@ def frame_rate(clip: Clip) -> float:
     return 25.0
 
 
-def predict(request: Request, predictor: Predictor) -> str:
+def predict_clips(request: Request, predictor: Predictor) -> str:
     """Predict for every clip and window asked for, write what comes out, and tell: a line a window.
 
     Where frames follow in the clip, the prediction is scored against them (protocol strict, on the model's scale).

@@ -146,7 +146,7 @@ def as_markdown(table: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def compare(paths: Sequence[str | Path], protocols: Sequence[str], folder: Path) -> str:
+def compare_runs(paths: Sequence[str | Path], protocols: Sequence[str], folder: Path) -> str:
     """Write comparison.md and .csv, curves.png and, where frames were kept, sequences.png; return the table.
 
     The difference of a run is that to the first one, sequence by sequence, with a 95 % confidence interval.

@@ -274,11 +274,3 @@ def restore_random_states(states: Mapping) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-
-
-def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> None:
-    """Raise ValueError where a run would not go on as it began."""
-    for flag in flags:
-        if now[flag] != then.get(flag):
-            was = f"this run has {then.get(flag)}; leave it so to --resume"
-            raise ValueError(f"--{flag} {now[flag]}: {was}, or start another --ex_name, with --init from its weights")

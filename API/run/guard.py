@@ -20,9 +20,15 @@ class Guard:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, mode: str, keep: Path | None, title: str
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mode: str,
+        keep: Path | None,
+        title: str,
+        skipped: int = 0,
     ) -> None:
-        """keep: the file for a bad batch; title: of the epoch, for the message."""
+        """keep: the file for a bad batch; title: of the epoch, for the message; skipped: steps left out before."""
         self.optimizer, self.mode, self.keep, self.title = optimizer, mode, keep, title
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
@@ -30,21 +36,21 @@ class Guard:
         # What a bad batch spoils in the forward pass already: BatchNorm's running statistics.
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [b for m in norms for b in m.buffers()] if mode == "skip" else []
-        self.skipped = torch.zeros((), device=self.device)
+        self.skipped = torch.tensor(float(skipped), device=self.device)
         self.waiting: tuple | None = None
 
     def begin(self) -> None:
         """Before the forward pass."""
         self.before = [b.clone() for b in self.statistics]
 
-    def step(self, step: int, loss: Tensor, norm: Tensor, batch: Iterable[Tensor]) -> Tensor:
-        """optimizer.step(), if loss and norm, that of the gradient, are finite. Returns the loss to count, or zero."""
+    def passes(self, step: int, loss: Tensor, norm: Tensor, batch: Iterable[Tensor]) -> bool:
+        """Whether to call optimizer.step(): where loss and norm, that of the gradient, are finite. A fused optimizer
+        is to be called in any case: it is told on the device whether to leave the step out, and nothing waits.
+
+        Raises UserError where mode is "stop" and a verdict that is there is bad.
+        """
         bad = ~(loss.isfinite() & norm.isfinite())
-        if self.on_device:
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
-            self.optimizer.step()
-        elif not bad:
-            self.optimizer.step()
+        self.loss = torch.where(bad, 0.0, loss)  # to count
         for buffer, old in zip(self.statistics, self.before):
             buffer.copy_(torch.where(bad, old, buffer))
         self.skipped += bad
@@ -53,7 +59,10 @@ class Guard:
             self.waiting = (*self.on_its_way(bad), step, self.optimizer.param_groups[0]["lr"], batch, loss, norm)
             if self.device.type != "cuda":
                 self.look()
-        return torch.where(bad, 0.0, loss)
+        if self.on_device:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
+            return True
+        return not bad
 
     def on_its_way(self, bad: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """A copy of bad for the host, and the event after which it is there."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .compiled import compile_blocks
 from .mish import swap_mish
+from .norms import swap_norms
 from .recompute import recompute_blocks
 
 RECOMPUTE = ("none", "blocks")
@@ -37,7 +38,7 @@ def accelerate(
     """
     if recompute not in RECOMPUTE:
         raise ValueError(f"recompute={recompute!r}: choose from {', '.join(RECOMPUTE)}")
-    lines = swap_mish(model)
+    lines = swap_mish(model) + swap_norms(model)
     if compile:
         lines += compile_blocks(model, blocks, example, autocast, backend, agree)
     if recompute == "blocks":

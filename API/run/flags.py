@@ -1,0 +1,65 @@
+"""Flags of a call, of the checkpoint it takes up, and of the presets: which one wins, and which must not change."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace as Config
+
+from .. import UserError
+from .checkpoint import load_checkpoint
+from .release import infer_release_args, read_release
+
+# Passed on to the data set.
+DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
+# What, beside the model's flags, affects the results of a run, and must not change under it.
+FIXED_FLAGS = ("dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by")
+# What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
+CALL_FLAGS = (
+    "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
+    "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
+    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "plain", "shard", "compress_gradients",
+)  # fmt: skip
+
+
+def settle_flags(
+    defaults: Mapping, given: Mapping, checkpoint: str | Path | None, state: Mapping | None = None
+) -> tuple[Config, Mapping | None]:
+    """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
+
+    state: the checkpoint's, if it is loaded already.
+    Raises UserError where the checkpoint does not load, or is the authors' and --release is not given.
+    """
+    if checkpoint is None:
+        return Config(**{**defaults, **given}), None
+    state = load_checkpoint(Path(checkpoint)) if state is None else state
+    if isinstance(state.get("config"), Mapping):
+        known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
+        return Config(**{**defaults, **known, **given}), state
+    if not given.get("release"):
+        raise UserError(
+            f"{checkpoint}: holds no flags of ours; if it is one of the authors' checkpoints, add --release"
+        )
+    try:
+        inferred = infer_release_args(read_release(state))
+    except ValueError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    return Config(**{**defaults, **inferred, **given}), state
+
+
+def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> None:
+    """Raise UserError where a run would not go on as it began."""
+    for flag in flags:
+        if flag in then and now[flag] != then[flag]:
+            was = f"this run has {then[flag]}; leave it so to --resume"
+            raise UserError(f"--{flag} {now[flag]}: {was}, or start another --ex_name, with --init from its weights")
+
+
+def sequences_at_once(config: Config, processes: int) -> int:
+    """How many sequences a process computes at once. Raises UserError where a batch does not divide among the
+    processes, or their part of it into --accumulate."""
+    if config.batch_size % processes:
+        raise UserError(f"--batch_size {config.batch_size}: is for all {processes} processes together, and must divide")
+    share = config.batch_size // processes
+    if share % config.accumulate:
+        of = f"the {share} sequences that a process has of --batch_size {config.batch_size}"
+        raise UserError(f"--accumulate {config.accumulate}: must divide {of}")
+    return share // config.accumulate
