@@ -1,5 +1,6 @@
 """One training process a run folder: a lock of the operating system, which ends with the process that holds it."""
 
+import atexit
 import contextlib
 import errno
 import os
@@ -26,6 +27,7 @@ def hold(folder: Path) -> None:
         return
     file = _lock_file(folder)
     _open[key] = file
+    atexit.register(let_go, folder)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
     file.flush()

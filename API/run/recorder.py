@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .. import UserError
@@ -11,6 +12,7 @@ from ..machine.processes import rank
 from . import lock
 from .environment import environment
 from .files import append, reason_of, write_atomically, write_json
+from .interrupt import Interrupted
 
 
 class Recorder:
@@ -26,21 +28,17 @@ class Recorder:
         self.bad_batch = self.folder / "bad_batch.npz"
         try:
             self.make_folders()
-            if not enter:
-                lock.hold(self.folder)
             self.folder.joinpath("log.txt").open("a").close()
         except OSError as error:
-            raise UserError(f"--res_dir: cannot write to {self.folder} ({error.strerror})") from None
+            raise not_writable(self.folder, error) from None
         if enter:
             return
+        claim(self.folder)
         if (self.folder / DOOMED).exists() or (overwrite and holds_run(self.folder)):
             empty(self.folder)
             self.make_folders()
-        if not resume and list(self.checkpoints.glob("last*.pth")):
-            raise UserError(
-                f"{self.folder} holds a run already: --resume goes on with it, --overwrite starts it anew, "
-                "another --ex_name keeps both"
-            )
+        if not resume:
+            refuse_checkpoints(self.folder)
 
     def make_folders(self) -> None:
         """The run folder and those in it."""
@@ -80,6 +78,39 @@ class Recorder:
     def close(self) -> None:
         """Let other processes train in this folder."""
         lock.let_go(self.folder)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _) -> None:
+        """Why it ended goes to log.txt."""
+        if error is not None:
+            why = str(error) if isinstance(error, Interrupted) else f"ended by {kind.__name__}: {reason_of(error)}"
+            with suppress(UserError):  # of a full disk, perhaps the one that it ended by
+                self.note(why)
+        self.close()
+
+
+def claim(folder: Path) -> None:
+    """Take a run folder for this process. Raises UserError where another one trains there, or it cannot be written."""
+    try:
+        lock.hold(folder)
+    except OSError as error:
+        raise not_writable(folder, error) from None
+
+
+def not_writable(folder: Path, error: OSError) -> UserError:
+    """What to tell the user of it."""
+    return UserError(f"--res_dir: cannot write to {folder} ({error.strerror})")
+
+
+def refuse_checkpoints(folder: Path) -> None:
+    """Raise UserError where training would go over a run that is there."""
+    if next(folder.glob("checkpoints/last*.pth"), None):
+        raise UserError(
+            f"{folder} holds a run already: --resume goes on with it, --overwrite starts it anew, "
+            "another --ex_name keeps both"
+        )
 
 
 def read_records(path: Path) -> tuple[list[dict], bool]:
@@ -159,7 +190,10 @@ class Silent:
     def silent(self, *_) -> None:
         """Nothing."""
 
-    log = note = write_config = epoch = forget_after = close = silent
+    log = note = write_config = epoch = forget_after = close = __exit__ = silent
+
+    def __enter__(self) -> "Silent":
+        return self
 
 
 def describe_epoch(record: Mapping) -> str:

@@ -39,7 +39,7 @@ def as_checkpoint(state: Mapping, path: str | Path) -> dict:
     return {**rest, "model": weights, "config": dict(config) if isinstance(config, Mapping) else None}
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+def load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Load weights into model. Raises UserError with the first name that is missing, of another shape, or left over."""
     if reason := first_misfit(model.state_dict(), weights):
         raise UserError(f"{path}: does not fit the model of these flags: {reason}")

@@ -8,7 +8,7 @@ from torch import nn
 from API import UserError
 from API.run.checkpoint import load_checkpoint
 from API.run.release import infer_args, infer_release_args, is_release, read_release, release_name
-from API.run.weights import as_checkpoint, load_safetensors, load_weights, save_safetensors
+from API.run.weights import as_checkpoint, load_into, load_safetensors, save_safetensors
 from DFDNet import DFDNet
 
 SHAPES = [
@@ -53,7 +53,7 @@ def test_bare_weights_are_taken_wherever_they_lie(tmp_path, place):
     assert same(model, checkpoint["model"])
     assert checkpoint["config"] is None
     other = DFDNet(**TINY)
-    load_weights(other, checkpoint["model"], "a.pth")
+    load_into(other, checkpoint["model"], "a.pth")
     assert same(model, other.state_dict())
 
 
@@ -62,7 +62,7 @@ def test_the_model_s_arguments_are_read_off_the_shapes_of_bare_weights(args):
     model = DFDNet(**args)
     found = infer_args(model.state_dict())
     rebuilt = DFDNet(**found)
-    load_weights(rebuilt, model.state_dict(), "a.pth")
+    load_into(rebuilt, model.state_dict(), "a.pth")
     for name, value in args.items():
         assert tuple(found[name]) == value if isinstance(value, tuple) else found[name] == value, name
 
@@ -92,7 +92,7 @@ def without(name: str) -> dict:
 ])  # fmt: skip
 def test_the_first_name_that_does_not_fit_is_told_in_a_short_line(weights, said):
     with pytest.raises(UserError, match=f"a.pth: does not fit .*{said}") as error:
-        load_weights(DFDNet(**TINY), weights(), "a.pth")
+        load_into(DFDNet(**TINY), weights(), "a.pth")
     assert len(str(error.value)) < 300
     assert "\n" not in str(error.value)
 
