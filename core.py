@@ -1,4 +1,4 @@
-"""Build, accelerate, train, validate, test: what main.py's modes do. The loops receive what they use and return numbers."""
+"""Build, accelerate, train, validate, test: what main.py's modes do. Loops receive what they use and return numbers."""
 
 import dataclasses
 import inspect
@@ -30,9 +30,11 @@ from API.run.checkpoint import load_checkpoint
 from API.run.flags import DATA_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
+from API.run.progress import follow
 from API.run.recorder import Recorder, Silent, describe_epoch, run_of
-from API.run.release import convert_release, infer_release_args, read_release
+from API.run.release import convert_release, infer_release_args, is_release, read_release
 from API.run.state import TrainingState
+from API.run.weights import as_checkpoint, load_into
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
 from API.speed.memory import keep_freed_memory
@@ -112,13 +114,13 @@ def recorder_of(machine: Machine) -> type:
 
 def load_weights(model: DFDNet, state: Mapping, path: str | Path) -> DFDNet:
     """The model with a checkpoint's weights, ours or the authors'. Raises UserError where they do not fit."""
-    try:
-        ours = "config" in state
-        model.load_state_dict(state["model"] if ours else convert_release(read_release(state), model))
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        reason = reason[1 if len(reason) > 1 else 0].strip()  # load_state_dict lists every name: the first will do
-        raise UserError(f"{path}: does not fit the model of these flags: {reason}") from None
+    weights = as_checkpoint(state, path)["model"]
+    if is_release(weights):
+        try:
+            weights = convert_release(weights, model)
+        except UserError as error:
+            raise UserError(f"{path}: does not fit the model of these flags: {error}") from None
+    load_into(model, weights, path)
     return model
 
 
@@ -149,7 +151,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     model = build_model(config)
     at_once = sequences_at_once(config, machine.world.size)
     if state is not None:
-        refuse_changed_flags(vars(config), state["config"], (*MODEL_FLAGS, *FIXED_FLAGS))
+        refuse_changed_flags(vars(config), state["config"] or {}, (*MODEL_FLAGS, *FIXED_FLAGS))
     loaders = build_loaders(config, machine, SPLITS)  # all of them: a missing test set shows up now
     folder, datasets = Path(config.res_dir) / config.ex_name, {name: data.dataset for name, data in loaders.items()}
     earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
@@ -168,27 +170,28 @@ def train(config: Config, state: Mapping | None = None) -> None:
     run = TrainingState(model, optimizer, scheduler, vars(config), machine.world, config.save_every)
     if state is not None:
         run.restore(state)
-    recorder = recorder_of(machine)(folder, state is not None, config.overwrite)
-    recorder.forget_after(run.epoch)
-    recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
-    if machine.world.main:
-        write_manifest(recorder.folder, clips)
-    for line in (*applied, *told):
-        recorder.log(line)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
-    recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-    with run.save_in(recorder.checkpoints):
-        train_epochs(forward, loaders, run, config, machine, recorder)
-    if machine.world.main:
-        figures.training_curves(recorder.history(), recorder.figures / "training.png")
-    config.ckpt = best
-    model = for_inference(load_weights(build_model(config), load_checkpoint(best), best), config, machine)
-    tested = evaluate(model, loaders["test"], machine, recorder, **options)
-    if machine.world.main:
-        board = figures.Board(recorder.folder, run.epoch)
-        board.results(vars(config), {protocol: tested[protocol] for protocol in tested["protocols"]})
-        board.close()
+    with recorder_of(machine)(folder, state is not None, config.overwrite) as recorder:
+        recorder.forget_after(run.epoch)
+        recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
+        if machine.world.main:
+            write_manifest(recorder.folder, clips)
+        if state is not None:
+            recorder.log(f"resumed after epoch {run.epoch} and {run.step} steps of the next one")
+        for line in (*applied, *told):
+            recorder.log(line)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
+        recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
+        with run.save_in(recorder.checkpoints):
+            train_epochs(forward, loaders, run, config, machine, recorder)
+        config.ckpt = best
+        model = for_inference(load_weights(build_model(config), load_checkpoint(best), best), config, machine)
+        tested = evaluate(model, loaders["test"], machine, recorder, **options)
+        if machine.world.main:
+            figures.training_curves(recorder.history(), recorder.figures / "training.png")
+            board = figures.Board(recorder.folder, run.epoch)
+            board.results(vars(config), {protocol: tested[protocol] for protocol in tested["protocols"]})
+            board.close()
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
@@ -304,7 +307,7 @@ def validate(
     model.eval()
     world = machine.world
     scores, losses, example, notes = Scores(), [], None, {}
-    for batch in loader:
+    for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
         if example is None:
             with filter_statistics(model) as notes, machine.autocast():

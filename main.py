@@ -10,6 +10,7 @@ from API import UserError
 from API.machine.processes import leave, processes, rank, starts
 from API.presets import PRESETS
 from API.run.interrupt import RESUME_ME, Interrupted
+from API.run.output import keep_printing
 
 MODES = {
     "train": "train, validate and test a model (the default mode)",
@@ -30,12 +31,14 @@ Other modes, each with its own flags (python main.py MODE -h):
 """
 
 
-def number(kind: type, above: float, least: float = float("-inf")) -> Callable[[str], float]:
-    """An argparse type: a finite number of this kind, above `above` and at least `least`."""
+def number(kind: type, above: float, least: float = float("-inf"), most: float = sys.float_info.max) -> Callable:
+    """An argparse type: a number of this kind, above `above`, at least `least` and at most `most`."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not (above < value < float("inf") and value >= least):
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large: at most {most}")
+        if not (above < value and value >= least):
             raise argparse.ArgumentTypeError(f"{text} is not a {'positive ' if above == 0 else 'non-negative '}number")
         return value
 
@@ -143,7 +146,13 @@ def machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--compile", action=SWITCH, help="compile the blocks (default: to train, on GPUs that have bf16)")
     add("--plain", action=SWITCH, default=False, help="apply nothing of API/speed: to debug, or to compare with")
     add("--deterministic", action=SWITCH, default=False, help="the same bits every time, also on a GPU; slower")
-    add("--seed", type=COUNT, default=1, metavar="N", help="of weights, training data and held-out splits")
+    add(
+        "--seed",
+        type=number(int, -1, 0, 2**63 - 1),
+        default=1,
+        metavar="N",
+        help="of weights, training data and held-out splits",
+    )
     add("--timeout", type=REAL, default=10.0, metavar="MIN", help="of many processes: give up after so long")
 
 
@@ -283,7 +292,7 @@ def run(argv: Sequence[str]) -> None:
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
     from API.run.checkpoint import last_checkpoint
     from API.run.flags import settle_flags
-    from API.run.recorder import run_of
+    from API.run.recorder import claim, refuse_checkpoints, run_of
 
     if mode == "train" and starts():  # by torchrun, after a process was lost
         given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
@@ -296,11 +305,19 @@ def run(argv: Sequence[str]) -> None:
     if mode == "compare" and not given.get("runs"):
         raise UserError("compare needs at least one RUN, such as results/digits")
     checkpoint, state = given.get("ckpt"), None
-    if mode == "train" and given.get("resume"):
+    if mode == "train":
         folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
-        checkpoint, state = last_checkpoint(folder) or (None, None)
-        if checkpoint is None and given["resume"] != "auto":
-            raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
+        if given.get("resume") and given.get("overwrite"):
+            raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
+        if folder.is_dir() and not rank():
+            claim(folder)
+        if given.get("resume"):
+            checkpoint, state = last_checkpoint(folder) or (None, None)
+            if checkpoint is None and given["resume"] != "auto":
+                hint = "leave --resume out to start"
+                raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; {hint}")
+        elif not given.get("overwrite"):
+            refuse_checkpoints(folder)
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
     if mode == "predict":  # its clips are not those that the checkpoint was trained on
@@ -351,5 +368,6 @@ def explain_failure(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
+    keep_printing()
     code = main()
     leave(code, well=code in (0, RESUME_ME))

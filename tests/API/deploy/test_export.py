@@ -93,15 +93,10 @@ def test_what_deviates_is_not_kept(tmp_path, monkeypatch):
 
 @modern
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
-def test_a_full_disk_is_said_in_one_line(kind, tmp_path):
-    resource = pytest.importorskip("resource")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limit[1]))
-    try:
-        with pytest.raises(UserError, match=rf"--output .*model\.{kind}: cannot be written \(File too large\)$"):
-            export_model(Doubling(), (2, 1, 4, 4), tmp_path / f"model.{kind}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+def test_a_full_disk_is_said_in_one_line(kind, tmp_path, small_files):
+    small_files(300)
+    with pytest.raises(UserError, match=rf"--output .*model\.{kind}: cannot be written \(File too large\)$"):
+        export_model(Doubling(), (2, 1, 4, 4), tmp_path / f"model.{kind}")
     assert not list(tmp_path.iterdir())
 
 

@@ -351,16 +351,11 @@ def test_a_raw_video_is_taken_alone_as_in_a_folder(predictor, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["out.mp4", "out.gif", "out.npy", "out"])
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(predictor, tmp_path, output):
-    resource = pytest.importorskip("resource")
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(predictor, tmp_path, output, small_files):
     np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 256, (8, 160, 240, 3), dtype=np.uint8))
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
-    try:
-        with pytest.raises(UserError, match=rf"--output .*{output}: cannot be written \(File too large\)$"):
-            run(Request(tmp_path / "in.npy", tmp_path / output), predictor)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    small_files(1000)
+    with pytest.raises(UserError, match=rf"--output .*{output}: cannot be written \(File too large\)$"):
+        run(Request(tmp_path / "in.npy", tmp_path / output), predictor)
     assert {p.name for p in tmp_path.iterdir()} <= {"in.npy", "out"}
 
 
