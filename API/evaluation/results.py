@@ -16,9 +16,8 @@ import torch
 
 from ..machine.device import Machine
 from ..run.environment import environment
-from ..run.files import read_arrays, write_arrays, write_json
+from ..run.files import VERSION, read_arrays, write_arrays, write_json
 
-VERSION = 1  # of test.json, scores.npz and predictions.npz; what was written before has none
 FILES = (
     "test.json", "scores.npz", "predictions.npz", "figures/frames.png",
     *(f"figures/{name}.{kind}" for name in ("best", "median", "worst") for kind in ("png", "gif")),
