@@ -15,12 +15,13 @@ from test_core import same
 
 import main
 from API.datasets import digits
+from API.evaluation import figures
 from API.run.checkpoint import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
 from API.run.interrupt import Interrupted, StopSignals
 from API.run.recorder import Recorder
 
 FLAGS = [*TINY_FLAGS, "--batch_size", "4", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[3]
 
 
 @pytest.fixture
