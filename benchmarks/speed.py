@@ -78,8 +78,8 @@ def measure(
             product = matrices.ask("matrices", kind)
             rates["matrices", kind] += [product["flops"] / product["seconds"]] * (turn > 0)
         for s, kind in works:
-            found[s.name, kind] += [s.ask(what, kind, batch).get("seconds", float("nan"))] * (turn > 0)
-    return found | rates
+            found[s.name, kind] += [s.ask(what, kind, batch).get("seconds")] * (turn > 0)
+    return {key: seconds for key, seconds in found.items() if None not in seconds} | rates
 
 
 def ratio(others: Sequence[float], seconds: Sequence[float]) -> list[float]:
@@ -104,7 +104,7 @@ def describe(found: dict[tuple[str, str], list[float]], name: str, kind: str, ba
 def show(what: str, row: dict) -> None:
     """Print a row."""
     times = "  ".join(f"{name[6:]} {m:.2f} ({low:.2f}-{high:.2f})" for name, (m, low, high) in row["ratios"].items())
-    pace = f"{what:<6}{row['subject']:<12}{row['kind']}  batch {row['batch']:<3}{row['sequences_per_second']:9.2f}/s"
+    pace = f"{what:<6}{row['subject']:<16}{row['kind']}  batch {row['batch']:<3}{row['sequences_per_second']:9.2f}/s"
     print(f"{pace}  {row['of_limit'][0]:.0%} of the limit;  times as fast as: {times}", flush=True)
 
 
@@ -123,12 +123,13 @@ def builder(model: str):
 
 def measure_model(model: str, args: argparse.Namespace, kinds: Sequence[str], gpu: bool):
     """Yields {"train": rows, "infer": rows, …} after every batch size, more complete each time."""
-    device, result = "cuda" if gpu else "cpu", {"train": [], "infer": [], "launches": {}, "peak_bytes": {}}
+    device, result = "cuda" if gpu else "cpu", {"train": [], "infer": [], "accelerate_seconds": {}, "counts": {}}
     names = [n for n in args.subjects if (n != "TAU" or model == "mmnist") and (n != "compiled" or args.compile)]
     flops = {name: forward_flops(name, model) for name in names}
     where = {name: REPO for name in names} | {AGAINST + folder.name: folder.resolve() for folder in args.against}
     preset = PRESETS[model]["batch_size"]
     batches = args.batches or [preset if gpu or model == "digits" else min(preset, 2)]
+    one = preset if preset in batches else batches[0]  # of what is counted once
     matrices = Subject("matrices", model, device)
     for what, factor in (("train", 3), ("infer", 1)):
         subjects = [Subject(name, model, device, repo) for name, repo in where.items()]
@@ -141,18 +142,14 @@ def measure_model(model: str, args: argparse.Namespace, kinds: Sequence[str], gp
                     show(what, row)
             yield result
         for s in subjects if what == "train" else ():
-            s.ask("peak")
-            for kind in kinds:
-                s.ask("train", kind, batches[0])
-                said = s.ask("peak")
-                result["peak_bytes"][f"{s.name} {kind}"] = said["bytes"]
-                if gpu:
-                    result["launches"][f"{s.name} {kind}"] = s.ask("launches", kind, batches[0])["launches"]
+            result["accelerate_seconds"][s.name] = s.ask("compiled")["seconds"]
+            for kind in kinds if gpu else ():
+                result["counts"][f"{s.name} {kind}"] = s.ask("counts", kind, one)
         for s in subjects:
             s.close()
     matrices.close()
     shape = PRESETS[model]["in_shape"]
-    result["counted"] = {kind: costs(builder(model), DFDNet.blocks, shape, batches[0], kind == "bf16", gpu)
+    result["counted"] = {kind: costs(builder(model), DFDNet.blocks, shape, one, kind == "bf16", gpu)
                          for kind in kinds if kind != "tf32"}  # fmt: skip
     yield result
 

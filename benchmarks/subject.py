@@ -4,8 +4,8 @@
 
 It answers requests, one JSON object a line: {"what", "kind", "batch"} -> ANSWER {…}, where what is
     train, infer    {"seconds"} of a step: forward, loss, backward, Adam; or of a prediction
-    launches        {"launches"}: kernels of a training step, of a GPU
-    peak            {"bytes"}: the most that this process has taken since the last such question
+    counts          {"launches", "peak_bytes"}: kernels of a training step, and what the allocator of a GPU gave at most
+    compiled        {"seconds"} that accelerating the model took
 and kind fp32, tf32 or bf16. MODEL is a preset; REPO this checkout or another one of this project.
 """
 
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
+FLAGS = {"product": ["--no-compile"], "compiled": ["--compile"], "plain": ["--plain"]}
+
 
 class Product:
     """The model as main.py trains it and predicts with it."""
@@ -31,8 +33,7 @@ class Product:
         import core
         import main
 
-        flags = {"product": "--no-compile", "compiled": "--compile", "plain": "--plain"}[name]
-        _, defaults, given = main.parse(["--dataname", model, "--device", device, flags])
+        _, defaults, given = main.parse(["--dataname", model, "--device", device, *FLAGS[name]])
         self.core, self.config = core, SimpleNamespace(**defaults | given, ckpt="none")
         self.machine = core.prepare(self.config)
         self.device, self.in_shape, self.out_shape = self.machine.device, defaults["in_shape"], defaults["out_shape"]
@@ -52,7 +53,16 @@ class Product:
     @functools.cache  # noqa: B019 - lives as long as the process
     def predictor(self, kind: str) -> nn.Module:
         """The model for inference, another one for every precision."""
-        return self.core.for_inference(self.core.build_model(self.config), self.config, self.machine)
+        model = self.core.build_model(self.config).to(self.device).eval()
+        if not self.config.plain:
+            self.core.prepare_inference(model, self.core.example(self.config, self.machine, 1), kind)
+        if self.config.compile:
+            example = self.core.example(self.config, self.machine, self.config.val_batch_size)
+            for line in self.core.accelerate(
+                model, model.blocks(), compile=True, example=example, autocast=self.machine.autocast
+            ):
+                print(line, flush=True)
+        return model
 
     def precision(self, kind: str) -> torch.autocast:
         """Everything set as --precision sets it; gives the autocast context."""
@@ -168,15 +178,13 @@ def launches(work) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
-def peak(device: torch.device) -> int:
-    """Bytes: of a GPU's allocator, or of this process."""
-    if device.type == "cuda":
-        found = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return found
-    lines = Path("/proc/self/status").read_text().splitlines()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def peak(work) -> int:
+    """The most bytes that a GPU's allocator has given while work() runs."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
 
 
 def answer(subject: Product | Other | None, device: torch.device, what: str, kind: str, batch: int) -> dict:
@@ -186,11 +194,15 @@ def answer(subject: Product | Other | None, device: torch.device, what: str, kin
     if subject is None:
         a, b = matrices(kind, device)
         return {"seconds": seconds(lambda: a @ b, device), "flops": 2 * len(a) ** 3}
-    if what == "peak":
-        return {"bytes": peak(device), "compile_seconds": subject.compile_seconds}
+    if what == "compiled":
+        return {"seconds": subject.compile_seconds}
     work = functools.partial(infer if what == "infer" else train, subject, kind, batch)
     try:
-        found = {"launches": launches(work)} if what == "launches" else {"seconds": seconds(work, device)}
+        found = (
+            {"launches": launches(work), "peak_bytes": peak(work)}
+            if what == "counts"
+            else {"seconds": seconds(work, device)}
+        )
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
