@@ -26,7 +26,7 @@ B_FRAME, MOST_B_FRAMES = 3, 16  # FFmpeg's number of the kind; how many H.264 al
 
 # Damage that FFmpeg reports in its log only.
 TOLD = re.compile("CRC mismatch|File ended prematurely")
-OUT_OF_RESOURCES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+PASSING = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)  # errors that may be gone the next time
 
 
 def pyav() -> ModuleType:
@@ -42,7 +42,7 @@ def pyav() -> ModuleType:
 def bad(path: Path, error: Exception, what: str) -> BadClip:
     """The exception to raise for one of PyAV's."""
     reason = getattr(error, "strerror", None) or reason_of(error)
-    if getattr(error, "errno", None) in OUT_OF_RESOURCES:
+    if getattr(error, "errno", None) in PASSING:
         return Unreadable(f"{path}: {reason}")
     return BadClip(f"{path}: {what} ({reason})")
 
@@ -204,7 +204,7 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
 
 def has_alpha(pixels) -> bool:
     """Whether pixels of an av.VideoFormat can be transparent."""
-    return pixels.has_palette or any(component.is_alpha for component in pixels.components)
+    return any(component.is_alpha for component in pixels.components)
 
 
 def over_black(image: np.ndarray) -> np.ndarray:
