@@ -73,6 +73,8 @@ def write_yuv(path: Path, frames: list[np.ndarray], depth: int = 8, pixels: str 
     """Raw frames. pixels: FFmpeg's name of an 8-bit layout; of more bits, planar 4:2:0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = pixels if depth == 8 else f"yuv420p{depth}le"
+    codec = av.CodecContext.create("rawvideo", "w")
+    codec.height, codec.width, codec.pix_fmt, codec.time_base = *frames[0].shape[:2], pixels, Fraction(1, 25)
     pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels) for frame in frames]
-    path.write_bytes(b"".join(picture.to_ndarray().tobytes() for picture in pictures))
+    path.write_bytes(b"".join(bytes(packet) for picture in pictures for packet in codec.encode(picture)))
     return path

@@ -124,4 +124,5 @@ def as_rgb(path: Path, image: Image.Image) -> np.ndarray:
 def frame_rate(path: Path) -> float:
     """Frames a second of a film, by how long it shows its first frame; 25 where it does not say."""
     with opened(path, "image") as image:
+        image.load()
         return 1000 / (image.info.get("duration") or 40)

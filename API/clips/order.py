@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 from .clip import BadClip
@@ -25,10 +26,12 @@ def in_order(images: Sequence[Path]) -> tuple[Path, ...]:
     names = {path: split_name(path.stem) for path in images}
     unsigned = {pattern(texts, k) for texts, numbers in names.values() for k in range(len(numbers))}
     written = defaultdict(dict)  # the place of a number in the names -> {the number as it is written: a file}
-    for path, (_, numbers) in names.items():
+    signed = set()  # the places where numbers have signs
+    for path, (texts, numbers) in names.items():
         for k, number in enumerate(numbers):
             written[k].setdefault(number, path)
-    values = {k: values_of(numbers) for k, numbers in written.items()}
+            signed |= {k} if is_sign(texts, k, unsigned) else set()
+    values = {k: values_of(numbers, k in signed) for k, numbers in written.items()}
     keys, frames = {}, defaultdict(list)
     for path, (texts, numbers) in names.items():
         key = [(1, (), texts[0])]
@@ -63,21 +66,27 @@ def is_sign(texts: Sequence[str], k: int, unsigned: set[str]) -> bool:
     return len(before) == 1 or before[-2] in "_ =(,;" or pattern(texts, k)[:-1] in unsigned
 
 
-def values_of(written: dict[str, Path]) -> dict[str, tuple]:
+def values_of(written: dict[str, Path], signed: bool) -> dict[str, tuple]:
     """The values of the numbers in one place of the names: 1.5 is a decimal, or 1 and then 5, whichever fits them all.
 
-    Raises BadClip, naming two files, where both fit and differ in their order.
+    Raises BadClip, naming two files, where both orders differ and neither is likelier.
     """
-    apart = {number: tuple(Decimal(part) for part in number.split(".")) for number in written}
-    if max(len(parts) for parts in apart.values()) != 2:
-        return apart
-    decimal = {number: (Decimal(number),) for number in written}
-    if len(set(decimal.values())) < len(written):  # 1.1 and 1.10 are two frames
-        return apart
-    by_value, by_part = (sorted(written, key=values.get) for values in (decimal, apart))
-    if by_value == by_part or any(re.fullmatch(r"\d+\.0\d+", number) for number in written):  # 1.05 before 1.1
-        return decimal
-    one, other = next(pair for pair in zip(by_value, by_part) if pair[0] != pair[1])
+    counts = {number: tuple(Decimal(part) for part in number.split(".")) for number in written}
+    if max(map(len, counts.values())) != 2:
+        return counts
+    decimals = {number: (Decimal(number),) for number in written}
+    by_value, by_count = (sorted(written, key=values.get) for values in (decimals, counts))
+    if signed or by_value == by_count:
+        return decimals
+    if len(set(decimals.values())) < len(written):  # 1.1 and 1.10 are two frames
+        return counts
+    steps = [decimals[b][0] - decimals[a][0] for a, b in pairwise(by_value)]
+    even = len(steps) > 1 and max(steps) < 2 * min(steps)
+    padded = any(re.fullmatch(r"\d+\.0\d+", number) for number in written)  # 1.05 before 1.1
+    gapless = all(b[-1] - a[-1] == 1 for a, b in pairwise(map(counts.get, by_count)) if a[0] == b[0])
+    if (even or padded) != gapless:
+        return counts if gapless else decimals
+    one, other = next(pair for pair in zip(by_value, by_count) if pair[0] != pair[1])
     raise BadClip(
         f"{written[one]} and {written[other].name}: the order of {one} and {other} is not clear; "
         "name the frames with the same number of decimals"

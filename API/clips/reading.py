@@ -37,10 +37,10 @@ def find_clips(
     if not folder.is_dir():
         wrong = "is a file; give its folder" if folder.exists() else "is missing: the data set must lie there"
         raise UserError(f"{flag} {folder} {wrong}")
-    found = {}
-    for place in places(folder):
-        for clip in clips_in(place, folder, (yuv_size, yuv_depth, yuv_format)):
-            found.setdefault(tuple(map(identity, clip.files())), clip)
+    raw, found = (yuv_size, yuv_depth, yuv_format), {}
+    clips = [clip for place in places(folder) for clip in clips_in(place, folder, raw)]
+    for clip in sorted(clips, key=lambda clip: clip.path.is_symlink()):  # links last: the file itself gives the name
+        found.setdefault(tuple(map(identity, clip.files())), clip)
     if not found:
         raise UserError(f"{flag} {folder}: no clips in it; looked for {' '.join(KINDS)} and folders of images")
 

@@ -180,8 +180,9 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
                     # Encoders write 1.004 for 1 where they have rounded a size.
                     width = frame.width if abs(aspect - 1) < 0.01 else round(frame.width * aspect)
                     check_pixels(path, width, frame.height)
-                    # PyAV 15 and 16 use the frame's matrix only where another is asked for; RGB has none.
-                    how = {"dst_colorspace": "ITU601"}
+                    # PyAV 15 and 16 use the frame's matrix only where another is asked for, and RGB has none; and its
+                    # range only where it is given.
+                    how = {"dst_colorspace": "ITU601", "src_color_range": frame.color_range}
                     if width != frame.width:
                         how |= {"width": width, "interpolation": "BICUBIC"}
                     transparent = not opaque and has_alpha(frame.format)
