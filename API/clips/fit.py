@@ -29,11 +29,17 @@ def fit(
     h, w = frame.shape[:2]
     if (h, w) != (H, W):
         if resize == "crop":
-            scale = max(H / h, W / w)
-            cut_h, cut_w = min(h, round(H / scale)), min(w, round(W / scale))
-            top, left = (h - cut_h) // 2, (w - cut_w) // 2
-            frame = frame[top : top + cut_h, left : left + cut_w]
+            frame = centre(frame, H, W)
         shrinking = frame.shape[0] * frame.shape[1] > H * W
         how = INTERPOLATIONS[interpolation or ("area" if shrinking else "bilinear")]
         frame = cv2.resize(np.ascontiguousarray(frame), (W, H), interpolation=how).reshape(H, W, C)
     return np.ascontiguousarray(frame.transpose(2, 0, 1))
+
+
+def centre(frame: np.ndarray, H: int, W: int) -> np.ndarray:
+    """(h, w, c) -> its largest part of the aspect ratio H : W, from the middle."""
+    h, w = frame.shape[:2]
+    scale = max(H / h, W / w)
+    cut_h, cut_w = min(h, round(H / scale)), min(w, round(W / scale))
+    top, left = (h - cut_h) // 2, (w - cut_w) // 2
+    return frame[top : top + cut_h, left : left + cut_w]

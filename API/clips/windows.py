@@ -58,8 +58,8 @@ class ClipWindows(BatchedDataset):
             clip, first, last = window[0], window[1], window[-1]
             video = self.cache.open(self.clips[clip])
             row[:] = video[first : last + 1] if last - first == len(row) - 1 else video[window[1:]]
-        batch = torch.from_numpy(frames) / 255
-        return batch[:, : self.T], batch[:, self.T :]
+        frames = torch.from_numpy(frames)
+        return frames[:, : self.T] / 255, frames[:, self.T :] / 255  # contiguous, each in its own memory
 
     def sources(self, index: int) -> tuple[str, list]:
         """(the clip, names of its frames) of a window; equal names are equal frames, in whatever split."""

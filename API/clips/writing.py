@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .. import UserError
 from .video import pyav
 
 MOVIES = (".mp4", ".mov", ".mkv")
 KINDS = (*MOVIES, ".gif", ".npy", "")
+MARK = ("Comment", "predicted frame")  # in PNGs: what may be removed when others are written in their place
 BT709 = LIMITED = 1  # the numbers of ITU-T H.273 for matrix, primaries and transfer; FFmpeg's of limited range
 
 
@@ -21,6 +22,8 @@ def check_output(path: Path, kinds: Sequence[str] = KINDS) -> None:
     if path.suffix.lower() not in kinds:
         known = " ".join(kind or "(a folder of PNG images: a name without an ending)" for kind in kinds)
         raise UserError(f"--output {path}: unknown kind of file, choose from {known}")
+    if path.suffix.lower() in MOVIES:
+        pyav()  # a missing package is told before frames are computed
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.probe"
@@ -31,15 +34,20 @@ def check_output(path: Path, kinds: Sequence[str] = KINDS) -> None:
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: float) -> None:
-    """frames (N, h, w, c) uint8, at `rate` frames a second; under a hidden name until all is there."""
+    """frames (N, h, w, c) uint8, or (N, h, w) into an npy file, at `rate` frames a second.
+
+    A file is under a hidden name until all is there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == "":
-        return write_images(path, as_colour(frames))
     partial, kind = path.with_name(f".{path.name}"), path.suffix.lower()
+    if kind not in (*MOVIES, ".gif", ".npy"):  # a folder, perhaps with dots in its name
+        return write_images(path, as_colour(frames))
     try:
         if kind == ".npy":
             with partial.open("wb") as file:
-                np.save(file, frames)
+                array = np.ascontiguousarray(frames)
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+                file.write(array.data)  # np.save would not say why it fails
         elif kind == ".gif":
             first, *rest = [Image.fromarray(frame) for frame in as_colour(frames)]
             shown = max(20, round(1000 / rate))  # milliseconds; browsers slow shorter ones down
@@ -52,14 +60,31 @@ def write_clip(path: Path, frames: np.ndarray, rate: float) -> None:
 
 
 def write_images(folder: Path, frames: np.ndarray) -> None:
-    """00000.png, 00001.png, …; those of an earlier, longer clip go."""
+    """00000.png and so on, in place of those that were written there before. UserError where it holds anything else."""
+    check_folder(folder)
     folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    mark = PngInfo()
+    mark.add_text(*MARK)
     for k, frame in enumerate(frames):
-        Image.fromarray(frame).save(folder / f"{k:05d}.png")
-    for k in count(len(frames)):
-        if not (left := folder / f"{k:05d}.png").exists():
-            return
-        left.unlink()
+        Image.fromarray(frame).save(folder / f"{k:05d}.png", pnginfo=mark)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError where a folder for images holds anything but images that were written here."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not written_here(path):
+            raise UserError(f"--output {folder}: is a folder with other files, such as {path.name}; name a new one")
+
+
+def written_here(path: Path) -> bool:
+    """Whether a file is a PNG with our mark."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(MARK[0]) == MARK[1]
+    except OSError:
+        return False
 
 
 def as_colour(frames: np.ndarray) -> np.ndarray:
