@@ -339,8 +339,9 @@ def for_inference(model: DFDNet, config: Config, machine: Machine) -> DFDNet:
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
     given = dict(device=device, precision=precision, gpu=0, deterministic=False, timeout=10.0, plain=False)
-    model_flags = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
-    config, state = settle_flags({**model_flags, "compile": False, "seed": 1}, given, str(checkpoint))
+    defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
+    defaults |= dict(compile=False, seed=1, dataname="mmnist")  # of main.py, for weights without flags
+    config, state = settle_flags(defaults, given, str(checkpoint))
     config.ckpt = checkpoint
     machine, model = trained(config, state)
     return Predictor(for_inference(model, config, machine).predict_once, config.in_shape, config.out_shape, machine)
