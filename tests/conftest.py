@@ -1,10 +1,8 @@
 """Tiny data on disk, a tiny model, and the release's numbers where they are at hand."""
 
-import gzip
 import resource
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -29,24 +27,6 @@ def golden() -> dict:
     if not GOLDEN.exists():
         pytest.skip("the release's numbers are not beside this checkout")
     return torch.load(GOLDEN, weights_only=True)
-
-
-def idx_file(path: Path, images: np.ndarray, magic: int = 2051) -> Path:
-    """MNIST's format: a gzipped IDX file."""
-    header = np.array([magic, *images.shape], dtype=">i4").tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wb") as file:
-        file.write(header + images.astype(np.uint8).tobytes())
-    return path
-
-
-@pytest.fixture
-def mnist_root(tmp_path) -> Path:
-    """A --data_root with both Moving MNIST files, small."""
-    rng = np.random.default_rng(0)
-    idx_file(tmp_path / "moving_mnist/train-images-idx3-ubyte.gz", rng.integers(0, 256, (60, 28, 28)))
-    np.save(tmp_path / "moving_mnist/mnist_test_seq.npy", rng.integers(0, 256, (20, 6, 64, 64)).astype(np.uint8))
-    return tmp_path
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import UserError
 
+VERSION = 1  # of what is in a run's json, jsonl and npz files; older ones do not say theirs
 MOST_ARRAY_BYTES = 2**34  # that an npz file may unpack to
 
 

@@ -9,10 +9,16 @@ from .checkpoint import load_checkpoint
 from .release import infer_args, infer_release_args, is_release
 from .weights import as_checkpoint
 
-# Passed on to the data set.
-DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
+# Passed on to the data set and its loader.
+DATA_FLAGS = (
+    "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
+    "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
+    "val_digits",
+)  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
-FIXED_FLAGS = ("dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by")
+FIXED_FLAGS = (
+    "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
+)  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
@@ -35,6 +41,8 @@ def settle_flags(
     state = as_checkpoint(load_checkpoint(Path(checkpoint)) if state is None else state, checkpoint)
     if state["config"] is not None:
         known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
+        if given.get("dataname", known.get("dataname")) != known.get("dataname"):  # what belongs to the other data set
+            known = {flag: value for flag, value in known.items() if flag not in DATA_FLAGS}
         return Config(**{**defaults, **known, **given}), state
     release = is_release(state["model"])
     if release and not given.get("release"):

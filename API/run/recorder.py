@@ -11,7 +11,7 @@ from .. import UserError
 from ..machine.processes import rank
 from . import lock
 from .environment import environment
-from .files import append, reason_of, write_atomically, write_json
+from .files import VERSION, append, reason_of, write_atomically, write_json
 from .interrupt import Interrupted
 
 
@@ -56,15 +56,18 @@ class Recorder:
 
     def write_config(self, config: Mapping) -> None:
         """config.json: every flag, and what it ran on."""
-        write_json(self.folder / "config.json", {"flags": dict(config), "environment": environment()})
+        write_json(
+            self.folder / "config.json", {"version": VERSION, "flags": dict(config), "environment": environment()}
+        )
 
     def epoch(self, record: Mapping) -> None:
         """Add one JSON line to metrics.jsonl."""
-        append(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
+        append(self.folder / "metrics.jsonl", json.dumps({"version": VERSION, **record}) + "\n")
 
     def history(self) -> list[dict]:
         """The epochs so far."""
-        return read_records(self.folder / "metrics.jsonl")[0]
+        records, _ = read_records(self.folder / "metrics.jsonl")
+        return [{name: value for name, value in record.items() if name != "version"} for record in records]
 
     def forget_after(self, epoch: int) -> None:
         """Drop the records of epochs after `epoch`, written before a crash and about to be trained again."""

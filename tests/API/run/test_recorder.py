@@ -187,3 +187,13 @@ def test_stages_have_names_in_an_epoch_s_line():
     stages = [{"stage": i, "removed": i / 10, "threshold_moved": i / 100} for i in (1, 3)]
     line = describe_epoch(record | {"val_ssim": 0.5, "filter": stages})
     assert "stage 1 removes 10.0%, thresholds moved 0.010; stage 3 removes 30.0%, thresholds moved 0.030" in line
+
+
+def test_files_say_their_version_and_records_of_older_ones_are_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    recorder = Recorder(tmp_path, resume=True)
+    recorder.write_config({"lr": 0.1})
+    recorder.epoch({"epoch": 2})
+    assert json.loads((tmp_path / "config.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1]) == {"version": 1, "epoch": 2}
+    assert recorder.history() == [{"epoch": 1}, {"epoch": 2}]
