@@ -317,7 +317,9 @@ def trained(config: Config, state: Mapping, machine: Machine, exact: bool = Fals
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
     given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
-    config, state = settle_flags({"deterministic": False, "plain": False, "compile": False}, given, str(checkpoint))
+    defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
+    defaults |= dict(deterministic=False, plain=False, compile=False, seed=1, dataname="mmnist")  # as main.py has them
+    config, state = settle_flags(defaults, given, str(checkpoint))
     return predictor_of(config, state)
 
 
