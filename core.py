@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace as Config
 
@@ -79,20 +79,9 @@ def build_optimizer(
 
 def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> dict[str, DataLoader]:
     """The data of the flags; prints a line for every clip that --skip_bad leaves out."""
-    loaders = load_data(
-        config.dataname,
-        data_root=config.data_root,
-        in_shape=config.in_shape,
-        out_shape=config.out_shape,
-        batch_size=config.batch_size,
-        val_batch_size=config.val_batch_size,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        pin_memory=machine.device.type == "cuda",
-        world=machine.world,
-        splits=splits,
-        **{flag: getattr(config, flag, None) for flag in DATA_FLAGS},
-    )
+    flags = {flag: getattr(config, flag, None) for flag in DATA_FLAGS}
+    pin = machine.device.type == "cuda"
+    loaders = load_data(config.dataname, pin_memory=pin, world=machine.world, splits=splits, **flags)
     skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
     for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
         print(f"left out: {reason}", flush=True)
@@ -157,7 +146,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
     clips, told = settle_splits(earlier, datasets)
     best = folder / "checkpoints/best.pth"
-    options = test_options(config, machine, best)  # missing weights of LPIPS show up now, too
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)  # missing weights show up now, too
     if config.init and state is None:
         load_weights(model, load_checkpoint(config.init), config.init)
     model = model.to(machine.device)
@@ -185,8 +174,8 @@ def train(config: Config, state: Mapping | None = None) -> None:
         with run.save_in(recorder.checkpoints):
             train_epochs(forward, loaders, run, config, machine, recorder)
         config.ckpt = best
-        model = for_inference(load_weights(build_model(config), load_checkpoint(best), best), config, machine)
-        tested = evaluate(model, loaders["test"], machine, recorder, **options)
+        model = trained(config, load_checkpoint(best), machine)
+        tested = score(model, loaders["test"], config, machine, recorder, lpips)
         if machine.world.main:
             figures.training_curves(recorder.history(), recorder.figures / "training.png")
             board = figures.Board(recorder.folder, run.epoch)
@@ -206,10 +195,15 @@ def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> l
         model.blocks(),
         recompute="blocks" if config.checkpoint_blocks else "none",
         compile=machine.compiles if config.compile is None else config.compile,
-        example=torch.rand(at_once, *config.in_shape, device=machine.device),
+        example=example(config, machine, at_once),
         autocast=machine.autocast,
         agree=lambda failed: machine.world.any(failed)[0],
     )
+
+
+def example(config: Config, machine: Machine, sequences: int) -> Tensor:
+    """Past frames (sequences, T, C, H, W) of noise, to try a model with. No other random number depends on it."""
+    return torch.rand(sequences, *config.in_shape, generator=torch.Generator().manual_seed(0)).to(machine.device)
 
 
 def train_epochs(
@@ -231,17 +225,17 @@ def train_epochs(
         record = {"epoch": epoch} | train_one_epoch(
             forward, criterion, loaders["train"], run, guard, machine, config.grad_clip, config.accumulate
         )
-        example = None
+        shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
             with gathered(forward):
-                scores, example = validate(run.model, criterion, loaders["val"], machine)
+                scores, shown = validate(run.model, criterion, loaders["val"], machine)
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
         if board:
             board.scalars(epoch, record)
-            if example:
-                board.picture(epoch, *example)
+            if shown:
+                board.picture(epoch, *shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
     if board:
@@ -306,13 +300,13 @@ def validate(
     """
     model.eval()
     world = machine.world
-    scores, losses, example, notes = Scores(), [], None, {}
+    scores, losses, shown, notes = Scores(), [], None, {}
     for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
-        if example is None:
+        if shown is None:
             with filter_statistics(model) as notes, machine.autocast():
                 predicted = model(past)
-            example = past[0], future[0], predicted[0]
+            shown = past[0], future[0], predicted[0]
         else:
             with machine.autocast():
                 predicted = model(past)
@@ -321,70 +315,64 @@ def validate(
     total, count = world.sum(torch.stack(losses).cpu().double().sum(0)).tolist()  # there is no float64 on MPS
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
-    return record | {"filter": filter_report(model, notes)}, example
+    return record | {"filter": filter_report(model, notes)}, shown
 
 
 # Using a checkpoint -------------------------------------------------------------------------------------------------
 
 
-def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
-    """The checkpoint's model in evaluation mode, on its device."""
-    machine = prepare(config)
-    return machine, load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
-
-
-def for_inference(model: DFDNet, config: Config, machine: Machine) -> DFDNet:
-    """The model prepared for inference only, as it is with --plain."""
-    model = model.to(machine.device).eval()
-    if config.plain:
+def trained(config: Config, state: Mapping, machine: Machine, exact: bool = False) -> DFDNet:
+    """The checkpoint's model on its device, prepared for inference only; exact: as it is, as with --plain."""
+    model = load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
+    if exact or config.plain:
         return model
-    prepare_inference(model, torch.rand(1, *config.in_shape, device=machine.device), machine.precision)
-    if config.compile and config.ckpt:  # only if asked for: for a few batches it takes longer than it saves
-        example = torch.rand(config.val_batch_size, *config.in_shape, device=machine.device)
-        print(*accelerate(model, model.blocks(), compile=True, example=example, autocast=machine.autocast), sep="\n")
+    prepare_inference(model, example(config, machine, 1), machine.precision)
+    if config.compile and config.mode != "train":  # only if asked for: for a few batches it takes longer than it saves
+        some = example(config, machine, config.val_batch_size)
+        print(*accelerate(model, model.blocks(), compile=True, example=some, autocast=machine.autocast), sep="\n")
     return model
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
-    given = dict(device=device, precision=precision, gpu=0, deterministic=False, timeout=10.0, plain=False)
-    config, state = settle_flags({"compile": False}, given, str(checkpoint))
-    config.ckpt = checkpoint
-    machine, model = trained(config, state)
-    model, fitting = for_inference(model, config, machine), how_to_fit(config.dataname, getattr(config, "resize", None))
+    given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
+    config, state = settle_flags({"deterministic": False, "plain": False, "compile": False}, given, str(checkpoint))
+    return predictor_of(config, state)
+
+
+def predictor_of(config: Config, state: Mapping) -> Predictor:
+    """The checkpoint's model, for frames that are made to fit as its data set does."""
+    machine = prepare(config)
+    fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
+    model = trained(config, state, machine)
     return Predictor(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
 
 
 def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine)
     loader = build_loaders(config, machine, ("test",))["test"]
     told = check_splits(run_of(Path(config.ckpt)), {"test": loader.dataset})
     recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
     for line in told:
         recorder.log(line)
-    options = test_options(config, machine, config.ckpt)
-    evaluate(for_inference(model, config, machine), loader, machine, recorder, **options)
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)
+    score(model, loader, config, machine, recorder, lpips)
 
 
-def test_options(config: Config, machine: Machine, checkpoint: str | Path) -> dict:
-    """What evaluate measures, keeps, and says about it."""
-    return {
-        "about": {"dataname": config.dataname, "data_root": config.data_root, "split": "test"}
-        | {flag: getattr(config, flag) for flag in ("in_shape", "out_shape", "resize", "stride", "split_by")}
-        | {"checkpoint": str(checkpoint), "release": config.release},
-        "protocols": config.protocol,
-        "lpips": find_lpips(config.lpips, config.lpips_weights, machine.device),
-        "save_predictions": config.save_predictions,
-    }
+def score(
+    model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder, lpips: Callable | None
+) -> dict:
+    """Measure what the flags ask for, and write it into the run folder."""
+    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "release")
+    about = {flag: getattr(config, flag) for flag in flags} | {"split": "test", "checkpoint": str(config.ckpt)}
+    return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
 
 
 def predict(config: Config, state: Mapping) -> None:
     """Predict frames of the user's videos."""
-    machine, model = trained(config, state)
-    model = for_inference(model, config, machine)
-    fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
-    predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
+    predictor = predictor_of(config, state)
     request = Request(**{field.name: getattr(config, field.name, None) for field in dataclasses.fields(Request)})
     for line in predict_clips(request, predictor):
         print(line, flush=True)
@@ -393,7 +381,8 @@ def predict(config: Config, state: Mapping) -> None:
 @torch.no_grad()
 def explain(config: Config, state: Mapping) -> None:
     """Draw what the filters do to the first test sequences, and predict with and without them."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     predicted = {}

@@ -9,10 +9,11 @@ from .checkpoint import load_checkpoint
 from .release import infer_args, infer_release_args, is_release
 from .weights import as_checkpoint
 
-# Passed on to the data set.
+# Passed on to the data set and its loader.
 DATA_FLAGS = (
-    "cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format",
-    "epoch_size", "val_digits",
+    "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
+    "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
+    "val_digits",
 )  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
 FIXED_FLAGS = (
