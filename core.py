@@ -406,5 +406,6 @@ def summary(config: Config) -> None:
     at_once, device = sequences_at_once(config, 1), choose_device(config.device, config.gpu)
     model = build_model(config)
     bfloat16 = choose_precision(config.precision, device) == "bf16"
-    cost = costs(lambda: build_model(config), config.in_shape, bfloat16)
+    build, gpu = lambda: build_model(config), device.type == "cuda"
+    cost = costs(build, DFDNet.blocks, config.in_shape, at_once, bfloat16, gpu)
     print(model, cost_table(model, cost, at_once, free_memory(device)), sep="\n")
