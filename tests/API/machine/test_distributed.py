@@ -11,8 +11,8 @@ import torch
 from worker import can_shard
 
 from API.machine.sharding import distribute
-from API.run.checkpoint import load_checkpoint, refuse_changed_flags
-from core import sequences_at_once
+from API.run.checkpoint import load_checkpoint
+from API.run.flags import refuse_changed_flags, sequences_at_once
 
 WORKER = str(Path(__file__).parent / "worker.py")
 FLAGS = [
@@ -133,13 +133,13 @@ def test_one_process_is_the_model_itself():
 @pytest.mark.parametrize("code", [0, 2, 75])
 def test_one_process_of_several_ends_with_all_said_and_python_not_shut_down(code):
     script = (
-        "import atexit, torch; from API.processes import leave; atexit.register(print, 'shut down');"
+        "import atexit, torch; from API.machine.processes import leave; atexit.register(print, 'shut down');"
         f" print('said', end=''); leave({code}, well={code != 2})"
     )
     for processes, expected in ((1, "saidshut down\n"), (2, "said")):
         done = subprocess.run(
             [sys.executable, "-c", script],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[3],
             env=os.environ | {"WORLD_SIZE": str(processes)},
             capture_output=True,
             text=True,

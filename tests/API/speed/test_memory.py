@@ -1,4 +1,4 @@
-"""What a Machine sets on a CPU."""
+"""Freed memory stays with the process."""
 
 import json
 import mmap
@@ -31,7 +31,7 @@ LARGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def count_faults(keep: bool, limited: bool = False) -> list[int]:
     command = [sys.executable, "-c", FAULTS.format(keep=keep, limited=limited)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
     return json.loads(done.stdout)
 
 
