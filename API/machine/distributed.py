@@ -121,9 +121,10 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _update(self, mean: Tensor, variance: Tensor, n: int) -> None:
         """Move the running statistics towards those of a batch of n values a channel."""
         self.num_batches_tracked.add_(1)
-        new = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean += new * (mean - self.running_mean)
-        self.running_var += new * (variance * (n / max(n - 1, 1)) - self.running_var)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance * (n / max(n - 1, 1)))):
+            step = value.to(running.dtype) - running
+            # Operators in place alone: the compiler cannot trace an assignment to a buffer.
+            running.add_(step / self.num_batches_tracked if self.momentum is None else step * self.momentum)
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
