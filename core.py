@@ -68,7 +68,7 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, and a one-cycle schedule over all steps of the run. The model is on its device already."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = not config.shard and parameters[0].device.type in ("cuda", "cpu")
+    fused = parameters[0].device.type in ("cuda", "cpu")
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=fused)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=config.epochs * steps_an_epoch, final_div_factor=1e4
@@ -139,7 +139,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     model = model.to(machine.device)
     applied = speed_up(model, config, machine, at_once)
     if machine.world.size > 1:
-        synchronise_norms(model, machine.device)
+        synchronise_norms(model)
     # What a training step calls: the model itself, or with many processes what keeps its copies alike.
     forward = distribute(model, machine.world, machine.device, model.blocks(), config.shard, config.compress_gradients)
     optimizer, scheduler = build_optimizer(model, config, len(loaders["train"]))
@@ -281,7 +281,7 @@ def validate(
     """
     model.eval()
     world = machine.world
-    scores, losses, shown, notes = Scores(), [], None, {}
+    scores, losses, count, shown, notes = Scores(), [], 0, None, {}
     for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
         if shown is None:
@@ -291,9 +291,11 @@ def validate(
         else:
             with machine.autocast():
                 predicted = model(past)
-        losses.append(torch.stack([criterion(predicted, future) * len(past), past.new_tensor(len(past))]))
+        losses.append(criterion(predicted, future) * len(past))
+        count += len(past)
         scores.update(predicted, future)
-    total, count = world.sum(torch.stack(losses).cpu().double().sum(0)).tolist()  # there is no float64 on MPS
+    total = torch.stack(losses).cpu().double().sum()  # on the CPU: there is no float64 on MPS
+    total, count = world.sum(torch.stack([total, torch.tensor(count, dtype=total.dtype)])).tolist()
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
     return record | {"filter": filter_report(model, notes)}, shown

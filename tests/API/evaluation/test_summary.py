@@ -26,7 +26,7 @@ def build() -> nn.Module:
 
 
 def test_bytes_are_counted_as_they_are():
-    """In rows of 8 floats, the prediction included. Eager: two results a block, the sigmoid's and the tanh's; a compiled
+    """In rows of 8 floats, with the prediction. Eager: two results a block, the sigmoid's and the tanh's; a compiled
     block keeps its input and the product's result; a recomputed one its input. The first input does not count."""
     row = 4 * 8
     kept = {choice: memory(build, list, choice, (8,), 4) for choice in CHOICES}
