@@ -1,7 +1,8 @@
-"""Build, accelerate, train, validate, test: what main.py's modes do. The loops receive what they use and return numbers."""
+"""Build, accelerate, train, validate, test: what main.py's modes do. Loops receive what they use and return numbers."""
 
+import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace as Config
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from API import UserError
-from API.dataloader import SPLITS, load_data
+from API.dataloader import SPLITS, how_to_fit, load_data
 from API.datasets.report import report
-from API.deploy.export import write_export
+from API.datasets.splits import check_splits, settle_splits, write_manifest
+from API.deploy.export import check_export, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
@@ -28,9 +30,11 @@ from API.run.checkpoint import load_checkpoint
 from API.run.flags import DATA_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
-from API.run.recorder import Recorder, Silent, describe_epoch
-from API.run.release import convert_release, infer_release_args, read_release
+from API.run.progress import follow
+from API.run.recorder import Recorder, Silent, describe_epoch, run_of
+from API.run.release import convert_release, infer_release_args, is_release, read_release
 from API.run.state import TrainingState
+from API.run.weights import as_checkpoint, load_into
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
 from API.speed.memory import keep_freed_memory
@@ -75,20 +79,9 @@ def build_optimizer(
 
 def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> dict[str, DataLoader]:
     """The data of the flags; prints a line for every clip that --skip_bad leaves out."""
-    loaders = load_data(
-        config.dataname,
-        data_root=config.data_root,
-        in_shape=config.in_shape,
-        out_shape=config.out_shape,
-        batch_size=config.batch_size,
-        val_batch_size=config.val_batch_size,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        pin_memory=machine.device.type == "cuda",
-        world=machine.world,
-        splits=splits,
-        **{flag: getattr(config, flag) for flag in DATA_FLAGS},
-    )
+    flags = {flag: getattr(config, flag, None) for flag in DATA_FLAGS}
+    pin = machine.device.type == "cuda"
+    loaders = load_data(config.dataname, pin_memory=pin, world=machine.world, splits=splits, **flags)
     skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
     for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
         print(f"left out: {reason}", flush=True)
@@ -110,13 +103,13 @@ def recorder_of(machine: Machine) -> type:
 
 def load_weights(model: DFDNet, state: Mapping, path: str | Path) -> DFDNet:
     """The model with a checkpoint's weights, ours or the authors'. Raises UserError where they do not fit."""
-    try:
-        ours = "config" in state
-        model.load_state_dict(state["model"] if ours else convert_release(read_release(state), model))
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        reason = reason[1 if len(reason) > 1 else 0].strip()  # load_state_dict lists every name: the first will do
-        raise UserError(f"{path}: does not fit the model of these flags: {reason}") from None
+    weights = as_checkpoint(state, path)["model"]
+    if is_release(weights):
+        try:
+            weights = convert_release(weights, model)
+        except UserError as error:
+            raise UserError(f"{path}: does not fit the model of these flags: {error}") from None
+    load_into(model, weights, path)
     return model
 
 
@@ -147,8 +140,13 @@ def train(config: Config, state: Mapping | None = None) -> None:
     model = build_model(config)
     at_once = sequences_at_once(config, machine.world.size)
     if state is not None:
-        refuse_changed_flags(vars(config), state["config"], (*MODEL_FLAGS, *FIXED_FLAGS))
+        refuse_changed_flags(vars(config), state["config"] or {}, (*MODEL_FLAGS, *FIXED_FLAGS))
     loaders = build_loaders(config, machine, SPLITS)  # all of them: a missing test set shows up now
+    folder, datasets = Path(config.res_dir) / config.ex_name, {name: data.dataset for name, data in loaders.items()}
+    earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
+    clips, told = settle_splits(earlier, datasets)
+    best = folder / "checkpoints/best.pth"
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)  # missing weights show up now, too
     if config.init and state is None:
         load_weights(model, load_checkpoint(config.init), config.init)
     model = model.to(machine.device)
@@ -161,21 +159,28 @@ def train(config: Config, state: Mapping | None = None) -> None:
     run = TrainingState(model, optimizer, scheduler, vars(config), machine.world, config.save_every)
     if state is not None:
         run.restore(state)
-    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
-    recorder.forget_after(run.epoch)
-    recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
-    for line in applied:
-        recorder.log(line)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
-    recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-    with run.save_in(recorder.checkpoints):
-        train_epochs(forward, loaders, run, config, machine, recorder)
-    if machine.world.main:
-        figures.training_curves(recorder.history(), recorder.figures / "training.png")
-    config.ckpt = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
-    model = for_inference(load_weights(build_model(config), load_checkpoint(config.ckpt), config.ckpt), config, machine)
-    evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine))
+    with recorder_of(machine)(folder, state is not None, config.overwrite) as recorder:
+        recorder.forget_after(run.epoch)
+        recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
+        if machine.world.main:
+            write_manifest(recorder.folder, clips)
+        if state is not None:
+            recorder.log(f"resumed after epoch {run.epoch} and {run.step} steps of the next one")
+        for line in (*applied, *told):
+            recorder.log(line)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
+        recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
+        with run.save_in(recorder.checkpoints):
+            train_epochs(forward, loaders, run, config, machine, recorder)
+        config.ckpt = best
+        model = trained(config, load_checkpoint(best), machine)
+        tested = score(model, loaders["test"], config, machine, recorder, lpips)
+        if machine.world.main:
+            figures.training_curves(recorder.history(), recorder.figures / "training.png")
+            board = figures.Board(recorder.folder, run.epoch)
+            board.results(vars(config), {protocol: tested[protocol] for protocol in tested["protocols"]})
+            board.close()
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
@@ -190,10 +195,15 @@ def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> l
         model.blocks(),
         recompute="blocks" if config.checkpoint_blocks else "none",
         compile=machine.compiles if config.compile is None else config.compile,
-        example=torch.rand(at_once, *config.in_shape, device=machine.device),
+        example=example(config, machine, at_once),
         autocast=machine.autocast,
         agree=lambda failed: machine.world.any(failed)[0],
     )
+
+
+def example(config: Config, machine: Machine, sequences: int) -> Tensor:
+    """Past frames (sequences, T, C, H, W) of noise, to try a model with. No other random number depends on it."""
+    return torch.rand(sequences, *config.in_shape, generator=torch.Generator().manual_seed(0)).to(machine.device)
 
 
 def train_epochs(
@@ -215,17 +225,17 @@ def train_epochs(
         record = {"epoch": epoch} | train_one_epoch(
             forward, criterion, loaders["train"], run, guard, machine, config.grad_clip, config.accumulate
         )
-        example = None
+        shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
             with gathered(forward):
-                scores, example = validate(run.model, criterion, loaders["val"], machine)
+                scores, shown = validate(run.model, criterion, loaders["val"], machine)
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
         if board:
             board.scalars(epoch, record)
-            if example:
-                board.picture(epoch, *example)
+            if shown:
+                board.picture(epoch, *shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
     if board:
@@ -290,13 +300,13 @@ def validate(
     """
     model.eval()
     world = machine.world
-    scores, losses, example, notes = Scores(), [], None, {}
-    for batch in loader:
+    scores, losses, shown, notes = Scores(), [], None, {}
+    for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
-        if example is None:
+        if shown is None:
             with filter_statistics(model) as notes, machine.autocast():
                 predicted = model(past)
-            example = past[0], future[0], predicted[0]
+            shown = past[0], future[0], predicted[0]
         else:
             with machine.autocast():
                 predicted = model(past)
@@ -305,71 +315,74 @@ def validate(
     total, count = world.sum(torch.stack(losses).cpu().double().sum(0)).tolist()  # there is no float64 on MPS
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
-    return record | {"filter": filter_report(model, notes)}, example
+    return record | {"filter": filter_report(model, notes)}, shown
 
 
 # Using a checkpoint -------------------------------------------------------------------------------------------------
 
 
-def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
-    """The checkpoint's model in evaluation mode, on its device."""
-    machine = prepare(config)
-    return machine, load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
-
-
-def for_inference(model: DFDNet, config: Config, machine: Machine) -> DFDNet:
-    """The model prepared for inference only, as it is with --plain."""
-    model = model.to(machine.device).eval()
-    if config.plain:
+def trained(config: Config, state: Mapping, machine: Machine, exact: bool = False) -> DFDNet:
+    """The checkpoint's model on its device, prepared for inference only; exact: as it is, as with --plain."""
+    model = load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
+    if exact or config.plain:
         return model
-    prepare_inference(model, torch.rand(1, *config.in_shape, device=machine.device), machine.precision)
-    if config.compile and config.ckpt:  # only if asked for: for a few batches it takes longer than it saves
-        example = torch.rand(config.val_batch_size, *config.in_shape, device=machine.device)
-        print(*accelerate(model, model.blocks(), compile=True, example=example, autocast=machine.autocast), sep="\n")
+    prepare_inference(model, example(config, machine, 1), machine.precision)
+    if config.compile and config.mode != "train":  # only if asked for: for a few batches it takes longer than it saves
+        some = example(config, machine, config.val_batch_size)
+        print(*accelerate(model, model.blocks(), compile=True, example=some, autocast=machine.autocast), sep="\n")
     return model
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
-    given = dict(device=device, precision=precision, gpu=0, deterministic=False, timeout=10.0, plain=False)
-    config, state = settle_flags({"compile": False}, given, str(checkpoint))
-    config.ckpt = checkpoint
-    machine, model = trained(config, state)
-    return Predictor(for_inference(model, config, machine).predict_once, config.in_shape, config.out_shape, machine)
+    given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
+    config, state = settle_flags({"deterministic": False, "plain": False, "compile": False}, given, str(checkpoint))
+    return predictor_of(config, state)
+
+
+def predictor_of(config: Config, state: Mapping) -> Predictor:
+    """The checkpoint's model, for frames that are made to fit as its data set does."""
+    machine = prepare(config)
+    fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
+    model = trained(config, state, machine)
+    return Predictor(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
 
 
 def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine)
     loader = build_loaders(config, machine, ("test",))["test"]
+    told = check_splits(run_of(Path(config.ckpt)), {"test": loader.dataset})
     recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
-    evaluate(for_inference(model, config, machine), loader, machine, recorder, **test_options(config, machine))
+    for line in told:
+        recorder.log(line)
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)
+    score(model, loader, config, machine, recorder, lpips)
 
 
-def test_options(config: Config, machine: Machine) -> dict:
-    """What evaluate measures, keeps, and says about it."""
-    return {
-        "about": {"dataname": config.dataname, "checkpoint": str(config.ckpt), "release": config.release},
-        "protocols": config.protocol,
-        "lpips": find_lpips(config.lpips, config.lpips_weights, machine.device),
-        "save_predictions": config.save_predictions,
-    }
+def score(
+    model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder, lpips: Callable | None
+) -> dict:
+    """Measure what the flags ask for, and write it into the run folder."""
+    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "release")
+    about = {flag: getattr(config, flag) for flag in flags} | {"split": "test", "checkpoint": str(config.ckpt)}
+    return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
 
 
 def predict(config: Config, state: Mapping) -> None:
     """Predict frames of the user's videos."""
-    machine, model = trained(config, state)
-    model = for_inference(model, config, machine)
-    predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
-    frames = config.frames or predictor.reach
-    request = Request(config.input, config.output, frames, config.start, config.every, config.side_by_side)
-    print(predict_clips(request, predictor))
+    predictor = predictor_of(config, state)
+    request = Request(**{field.name: getattr(config, field.name, None) for field in dataclasses.fields(Request)})
+    for line in predict_clips(request, predictor):
+        print(line, flush=True)
 
 
 @torch.no_grad()
 def explain(config: Config, state: Mapping) -> None:
     """Draw what the filters do to the first test sequences, and predict with and without them."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     predicted = {}
@@ -381,8 +394,8 @@ def explain(config: Config, state: Mapping) -> None:
 
 def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
-    config.device = "cpu"
-    _, model = trained(config, state)
+    check_export(Path(config.output))
+    model = load_weights(build_model(config), state, config.ckpt)
     print(write_export(model, config.in_shape, vars(config), Path(config.output)))
 
 
@@ -391,7 +404,8 @@ def export(config: Config, state: Mapping) -> None:
 
 def compare(config: Config) -> None:
     """Put runs side by side."""
-    print(compare_runs(config.runs, config.protocol, Path(config.res_dir) / (config.ex_name or "comparison")))
+    folder = Path(config.res_dir) / (config.ex_name or "comparison")
+    print(compare_runs(config.runs, config.protocol, folder, config.range))
 
 
 def data(config: Config) -> None:

@@ -10,6 +10,7 @@ from API import UserError
 from API.machine.processes import leave, processes, rank, starts
 from API.presets import PRESETS
 from API.run.interrupt import RESUME_ME, Interrupted
+from API.run.output import keep_printing
 
 MODES = {
     "train": "train, validate and test a model (the default mode)",
@@ -30,12 +31,14 @@ Other modes, each with its own flags (python main.py MODE -h):
 """
 
 
-def number(kind: type, above: float, least: float = float("-inf")) -> Callable[[str], float]:
-    """An argparse type: a finite number of this kind, above `above` and at least `least`."""
+def number(kind: type, above: float, least: float = float("-inf"), most: float = sys.float_info.max) -> Callable:
+    """An argparse type: a number of this kind, above `above`, at least `least` and at most `most`."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not (above < value < float("inf") and value >= least):
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large: at most {most}")
+        if not (above < value and value >= least):
             raise argparse.ArgumentTypeError(f"{text} is not a {'positive ' if above == 0 else 'non-negative '}number")
         return value
 
@@ -62,13 +65,28 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_workers", type=COUNT, metavar="N", help="processes that load data; 0: the main process")
     add("--cache_dir", metavar="DIR", help="folder for decoded videos (default: .cache in data_root)")
     add("--no_cache", action="store_true", default=False, help="decode videos anew each time they are read; slow")
-    add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
+    clip_flags(add)
+
+
+def clip_flags(add: Callable) -> None:
+    """How clips are read."""
+    add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     add("--yuv_depth", type=int, choices=(8, 10), help="bits of raw YUV (default: 10 if its name says so)")
+    layout = "FFmpeg's name of raw YUV's pixel format (default: what its name says, else yuv420p)"
+    add("--yuv_format", metavar="NAME", help=layout)
+
+
+def generated_flags(parser: argparse.ArgumentParser) -> None:
+    """How training data is generated."""
+    add = parser.add_argument_group("generated data").add_argument
+    add("--epoch_size", type=WHOLE, metavar="N", help="sequences an epoch (default: mmnist 10000, digits 600)")
+    held_out = "mmnist: digits held out of the 60000 to validate (default: 5000); 0: none, as in the field"
+    add("--val_digits", type=COUNT, metavar="N", help=held_out)
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +146,13 @@ def machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--compile", action=SWITCH, help="compile the blocks (default: to train, on GPUs that have bf16)")
     add("--plain", action=SWITCH, default=False, help="apply nothing of API/speed: to debug, or to compare with")
     add("--deterministic", action=SWITCH, default=False, help="the same bits every time, also on a GPU; slower")
-    add("--seed", type=COUNT, default=1, metavar="N", help="of weights, training data and held-out splits")
+    add(
+        "--seed",
+        type=number(int, -1, 0, 2**63 - 1),
+        default=1,
+        metavar="N",
+        help="of weights, training data and held-out splits",
+    )
     add("--timeout", type=REAL, default=10.0, metavar="MIN", help="of many processes: give up after so long")
 
 
@@ -161,10 +185,11 @@ def predict_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("predict").add_argument
     add("--input", metavar="PATH", help="a video, GIF, npy array or folder of images, or a folder of such")
     add("--output", metavar="PATH", help="where to: .mp4 .mov .mkv .gif .npy, or a folder for PNGs")
-    add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: one pass)")
+    add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: as in training)")
     add("--start", type=COUNT, nargs="+", metavar="N", help="first past frames (default: the last window)")
     add("--every", type=WHOLE, metavar="N", help="predict from every N-th window; 1: from all")
     add("--side_by_side", action=SWITCH, default=False, help="past and truth left, past and prediction right")
+    clip_flags(add)
 
 
 def compare_flags(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +197,8 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", default=[], help="run folders, or npz files of predictions")
     protocols = ("strict", "openstl", "release")
     parser.add_argument("--protocol", nargs="+", choices=protocols, default=["strict"], help="of the metrics")
+    limits = "values of black and white in npz files (default: 0 255 for uint8, else 0 1)"
+    parser.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=limits)
 
 
 def explain_flags(parser: argparse.ArgumentParser) -> None:
@@ -194,13 +221,13 @@ def summary_flags(parser: argparse.ArgumentParser) -> None:
 
 
 FLAGS = {
-    "train": (data_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
+    "train": (data_flags, generated_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
     "test": (checkpoint_flags, test_flags, data_flags, model_flags, machine_flags, run_flags),
     "predict": (checkpoint_flags, predict_flags, model_flags, machine_flags),
     "compare": (compare_flags, run_flags),
     "explain": (checkpoint_flags, explain_flags, data_flags, model_flags, machine_flags, run_flags),
     "export": (checkpoint_flags, export_flags, model_flags),
-    "data": (data_flags, model_flags, machine_flags, run_flags),
+    "data": (data_flags, generated_flags, model_flags, machine_flags, run_flags),
     "summary": (summary_flags, model_flags, machine_flags),
 }
 
@@ -265,7 +292,7 @@ def run(argv: Sequence[str]) -> None:
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
     from API.run.checkpoint import last_checkpoint
     from API.run.flags import settle_flags
-    from API.run.recorder import run_of
+    from API.run.recorder import claim, refuse_checkpoints, run_of
 
     if mode == "train" and starts():  # by torchrun, after a process was lost
         given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
@@ -278,13 +305,24 @@ def run(argv: Sequence[str]) -> None:
     if mode == "compare" and not given.get("runs"):
         raise UserError("compare needs at least one RUN, such as results/digits")
     checkpoint, state = given.get("ckpt"), None
-    if mode == "train" and given.get("resume"):
+    if mode == "train":
         folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
-        checkpoint, state = last_checkpoint(folder) or (None, None)
-        if checkpoint is None and given["resume"] != "auto":
-            raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
+        if given.get("resume") and given.get("overwrite"):
+            raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
+        if folder.is_dir() and not rank():
+            claim(folder)
+        if given.get("resume"):
+            checkpoint, state = last_checkpoint(folder) or (None, None)
+            if checkpoint is None and given["resume"] != "auto":
+                hint = "leave --resume out to start"
+                raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; {hint}")
+        elif not given.get("overwrite"):
+            refuse_checkpoints(folder)
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
+    if mode == "predict":  # its clips are not those that the checkpoint was trained on
+        own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
+        vars(config).update({flag: (defaults | given)[flag] for flag in own})
     if mode in ("test", "explain") and not given.get("ex_name"):
         folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
         config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
@@ -330,5 +368,6 @@ def explain_failure(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
+    keep_printing()
     code = main()
     leave(code, well=code in (0, RESUME_ME))

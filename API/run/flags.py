@@ -6,12 +6,19 @@ from types import SimpleNamespace as Config
 
 from .. import UserError
 from .checkpoint import load_checkpoint
-from .release import infer_release_args, read_release
+from .release import infer_args, infer_release_args, is_release
+from .weights import as_checkpoint
 
-# Passed on to the data set.
-DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
+# Passed on to the data set and its loader.
+DATA_FLAGS = (
+    "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
+    "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
+    "val_digits",
+)  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
-FIXED_FLAGS = ("dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by")
+FIXED_FLAGS = (
+    "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
+)  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
@@ -26,23 +33,30 @@ def settle_flags(
     """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
 
     state: the checkpoint's, if it is loaded already.
+    Of bare weights, the sizes are read off their shapes.
     Raises UserError where the checkpoint does not load, or is the authors' and --release is not given.
     """
     if checkpoint is None:
         return Config(**{**defaults, **given}), None
-    state = load_checkpoint(Path(checkpoint)) if state is None else state
-    if isinstance(state.get("config"), Mapping):
+    state = as_checkpoint(load_checkpoint(Path(checkpoint)) if state is None else state, checkpoint)
+    if state["config"] is not None:
         known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
+        if given.get("dataname", known.get("dataname")) != known.get("dataname"):  # what belongs to the other data set
+            known = {flag: value for flag, value in known.items() if flag not in DATA_FLAGS}
         return Config(**{**defaults, **known, **given}), state
-    if not given.get("release"):
+    release = is_release(state["model"])
+    if release and not given.get("release"):
         raise UserError(
             f"{checkpoint}: holds no flags of ours; if it is one of the authors' checkpoints, add --release"
         )
     try:
-        inferred = infer_release_args(read_release(state))
-    except ValueError as error:
+        inferred = infer_release_args(state["model"]) if release else infer_args(state["model"])
+    except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from None
-    return Config(**{**defaults, **inferred, **given}), state
+    config = Config(**{**defaults, **inferred, **given})
+    if not release:
+        print(f"{checkpoint}: holds no flags; sizes are read off its weights, --COF {config.COF:g} is taken as it is")
+    return config, state
 
 
 def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> None:

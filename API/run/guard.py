@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import UserError
 from .files import write_arrays
 
 
@@ -15,7 +16,7 @@ class Guard:
     A step whose loss or gradient is not finite leaves weights and moments as they were: fused Adam is told on the
     device. The host learns of it one step later on a GPU, at once elsewhere.
 
-    mode: "stop" raises ValueError then, with epoch, step and learning rate, and keeps the batch; "skip" counts.
+    mode: "stop" raises UserError then, with epoch, step and learning rate, and keeps the batch; "skip" counts.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Guard:
         return flag, event
 
     def look(self) -> None:
-        """Read the verdict that is waiting. Raises ValueError if it is bad."""
+        """Read the verdict that is waiting. Raises UserError if it is bad."""
         if self.waiting is None:
             return
         (bad, event, step, lr, batch, loss, norm), self.waiting = self.waiting, None
@@ -85,9 +86,12 @@ class Guard:
         kept = ""
         if self.keep is not None:
             past, future = (x.float().cpu().numpy() for x in batch)
-            write_arrays(self.keep, past=past, future=future)
-            kept = f" The batch is in {self.keep}."
-        raise ValueError(
+            try:
+                write_arrays(self.keep, past=past, future=future)
+                kept = f" The batch is in {self.keep}."
+            except UserError as error:
+                kept = f" The batch is lost: {error}."
+        raise UserError(
             f"{self.title}, step {step + 1}, learning rate {lr:.3g}: {what} is not finite; lower --lr, set --grad_clip "
             f"1, use --precision fp32, or go on past such steps with --on_nonfinite skip.{kept} "
             "The last good checkpoint is kept"

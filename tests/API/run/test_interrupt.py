@@ -15,19 +15,20 @@ from test_core import same
 
 import main
 from API.datasets import digits
+from API.evaluation import figures
 from API.run.checkpoint import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
 from API.run.interrupt import Interrupted, StopSignals
 from API.run.recorder import Recorder
 
 FLAGS = [*TINY_FLAGS, "--batch_size", "4", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "SEQUENCES", {"train": 20, "val": 4, "test": 4})
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
     return tmp_path / "results"
 
 

@@ -6,15 +6,15 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
 import torch
 
 torch.set_num_threads(1)
 
 import main  # noqa: E402
-from API import visualize  # noqa: E402
-from API.datasets import digits
+from API.datasets import digits  # noqa: E402
+from API.evaluation import figures  # noqa: E402
 from API.machine.processes import leave, rank, starts  # noqa: E402
 from API.machine.sharding import find_fully_shard  # noqa: E402
 
@@ -24,7 +24,7 @@ TINY = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), hid_S=8, layer_co
 def command_line(argv: list[str]) -> int:
     """main.py with argv. STOP="step": this sends itself SIGTERM at that step; KILL="step": its last process SIGKILL."""
     digits.SEQUENCES = {"train": 20, "val": 5, "test": 7}
-    visualize.save_figure = lambda figure, path: path.touch()
+    figures.save_figure = lambda figure, path: path.touch()
     stop, kill, steps = int(os.environ.get("STOP", 0)), int(os.environ.get("KILL", 0)), []
     adam = torch.optim.Adam.step
 
@@ -59,6 +59,7 @@ def compare(output: str) -> int:
     from API.machine.distributed import World, synchronise_norms
     from API.machine.sharding import distribute, whole_states, without_exchange
     from API.run.guard import gradient_norm
+    from API.speed import accelerate
     from DFDNet import DFDNet
     from WFL import WeightedFrequencyLoss
 
@@ -89,21 +90,20 @@ def compare(output: str) -> int:
     ways = {"copies": {}, "compiled copies": {}, "compressed": dict(compress=True)}
     ways |= {way: dict(shard=True) for way in ("shards", "compiled shards") if can_shard()}
     for way, options in ways.items():
-        model, said = synchronise_norms(copy.deepcopy(alone), torch.device("cpu")), ""
+        model, said = copy.deepcopy(alone), ""
         if way.startswith("compiled"):
-            torch.set_default_dtype(torch.float64)  # of what it is tried out with
-            said = model.compile_blocks(2, backend="eager")
-            torch.set_default_dtype(torch.float32)
-        blocks = [block for stage in model.temporal.stages for block in stage]
+            lines = accelerate(model, model.blocks(), compile=True, example=past[:2], backend="aot_eager")
+            said = " ".join(lines)
+        synchronise_norms(model, torch.device("cpu"))
         options = dict(shard=False, compress=False) | options
-        forward = distribute(model, world, torch.device("cpu"), blocks, **options)
+        forward = distribute(model, world, torch.device("cpu"), model.blocks(), **options)
         loss, grads, norm = step(model, forward, world.share(past), world.share(future))
         found[way] = {
             "loss": (world.sum(loss) / world.size / expected[0] - 1).abs().item(),
             "gradients": distance(grads, expected[1]),
             "norm": (norm / expected[2] - 1).abs().item(),
             "statistics": distance(dict(model.named_buffers()), statistics),
-            "warned": float(said.startswith("warning")),
+            "warned": float("warning" in said),
         }
         if way == "shards":
             optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
