@@ -32,9 +32,8 @@ from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
 from API.run.progress import follow
 from API.run.recorder import Recorder, Silent, describe_epoch, run_of
-from API.run.release import convert_release, infer_release_args, is_release, read_release
+from API.run.release import convert_release, infer_release_args, load_weights, read_release
 from API.run.state import TrainingState
-from API.run.weights import as_checkpoint, load_into
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
 from API.speed.memory import keep_freed_memory
@@ -101,18 +100,6 @@ def recorder_of(machine: Machine) -> type:
     return Recorder if machine.world.main else Silent
 
 
-def load_weights(model: DFDNet, state: Mapping, path: str | Path) -> DFDNet:
-    """The model with a checkpoint's weights, ours or the authors'. Raises UserError where they do not fit."""
-    weights = as_checkpoint(state, path)["model"]
-    if is_release(weights):
-        try:
-            weights = convert_release(weights, model)
-        except UserError as error:
-            raise UserError(f"{path}: does not fit the model of these flags: {error}") from None
-    load_into(model, weights, path)
-    return model
-
-
 def load_release(checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> DFDNet:
     """A model with the weights of the authors' released code.
 
@@ -171,16 +158,15 @@ def train(config: Config, state: Mapping | None = None) -> None:
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
         recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-        with run.save_in(recorder.checkpoints):
-            train_epochs(forward, loaders, run, config, machine, recorder)
-        config.ckpt = best
-        model = trained(config, load_checkpoint(best), machine)
-        tested = score(model, loaders["test"], config, machine, recorder, lpips)
+        with figures.Board(recorder.folder, run.epoch, machine.world.main) as board:
+            with run.save_in(recorder.checkpoints):
+                train_epochs(forward, loaders, run, config, machine, recorder, board)
+            config.ckpt = best
+            model = trained(config, load_checkpoint(best), machine)
+            tested = score(model, loaders["test"], config, machine, recorder, lpips)
+            board.results(vars(config), tested)
         if machine.world.main:
             figures.training_curves(recorder.history(), recorder.figures / "training.png")
-            board = figures.Board(recorder.folder, run.epoch)
-            board.results(vars(config), {protocol: tested[protocol] for protocol in tested["protocols"]})
-            board.close()
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
@@ -213,10 +199,10 @@ def train_epochs(
     config: Config,
     machine: Machine,
     recorder: Recorder,
+    board: figures.Board,
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
-    board = figures.Board(recorder.folder, run.epoch) if machine.world.main else None
     while run.epoch < config.epochs:
         epoch = run.epoch + 1
         title = f"epoch {epoch}/{config.epochs}"
@@ -232,14 +218,9 @@ def train_epochs(
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
-        if board:
-            board.scalars(epoch, record)
-            if shown:
-                board.picture(epoch, *shown)
+        board.epoch(epoch, record, shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
-    if board:
-        board.close()
 
 
 def train_one_epoch(

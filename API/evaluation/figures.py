@@ -239,12 +239,24 @@ def tag(name: str) -> str:
 class Board:
     """TensorBoard: every number of an epoch, and a picture of a prediction."""
 
-    def __init__(self, folder: Path, epoch: int = 0) -> None:
-        """epoch: how many are done; what was written of later ones is hidden."""
-        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=epoch + 1 if epoch else None)
+    def __init__(self, folder: Path, epoch: int = 0, writes: bool = True) -> None:
+        """epoch: how many are done; what was written of later ones is hidden. writes: False in all processes but the
+        first."""
+        purge = epoch + 1 if epoch else None
+        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=purge) if writes else None
 
-    def scalars(self, epoch: int, record: Mapping) -> None:
-        """A record of metrics.jsonl: loss/…, metrics/… of validation, filter/stage<n>/…, training/…"""
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.writer:
+            self.writer.close()
+
+    def epoch(self, epoch: int, record: Mapping, shown: Sequence[Tensor] | None) -> None:
+        """A record of metrics.jsonl as loss/…, metrics/… of validation, filter/stage<n>/… and training/…; and where one
+        is shown, a sequence, past, future and predicted (T, C, H, W), as rows of frames."""
+        if not self.writer:
+            return
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "epoch":
                 self.writer.add_scalar(tag(name), value, epoch)
@@ -252,22 +264,18 @@ class Board:
             for name, value in stage.items():
                 if name != "stage":
                     self.writer.add_scalar(f"filter/stage{stage['stage']}/{name}", value, epoch)
+        if shown is not None:
+            picture = tiles(rows_of(*(x.float().cpu().numpy() for x in shown)))
+            self.writer.add_image("past, truth, prediction, error", np.asarray(picture), epoch, dataformats="HWC")
 
-    def results(self, flags: Mapping, results: Mapping[str, Mapping]) -> None:
-        """The flags of a run as hyperparameters, and its test scores: {protocol: {"model": {metric: {"mean"}}}}."""
+    def results(self, flags: Mapping, tested: Mapping) -> None:
+        """The flags of a run as hyperparameters, and the scores of test.json."""
+        if not self.writer:
+            return
         plain = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in flags.items() if v is not None}
         scores = {
             f"test/{protocol}/{metric}": result["mean"]
-            for protocol, rows in results.items()
-            for metric, result in rows["model"].items()
+            for protocol in tested["protocols"]
+            for metric, result in tested[protocol]["model"].items()
         }
         self.writer.add_hparams(plain, scores, run_name=".")
-
-    def picture(self, epoch: int, past: Tensor, future: Tensor, predicted: Tensor) -> None:
-        """One sequence, (T, C, H, W) each, as rows of past, truth, prediction and error."""
-        picture = tiles(rows_of(*(x.float().cpu().numpy() for x in (past, future, predicted))))
-        self.writer.add_image("past, truth, prediction, error", np.asarray(picture), epoch, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush to disk."""
-        self.writer.close()
