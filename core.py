@@ -32,9 +32,8 @@ from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
 from API.run.progress import follow
 from API.run.recorder import Recorder, Silent, describe_epoch, run_of
-from API.run.release import convert_release, infer_release_args, is_release, read_release
+from API.run.release import convert_release, infer_release_args, load_weights, read_release
 from API.run.state import TrainingState
-from API.run.weights import as_checkpoint, load_into
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
 from API.speed.memory import keep_freed_memory
@@ -69,7 +68,7 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, and a one-cycle schedule over all steps of the run. The model is on its device already."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = not config.shard and parameters[0].device.type in ("cuda", "cpu")
+    fused = parameters[0].device.type in ("cuda", "cpu")
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=fused)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=config.epochs * steps_an_epoch, final_div_factor=1e4
@@ -99,18 +98,6 @@ def prepare(config: Config) -> Machine:
 def recorder_of(machine: Machine) -> type:
     """What writes the run folder: of many processes, the first one only."""
     return Recorder if machine.world.main else Silent
-
-
-def load_weights(model: DFDNet, state: Mapping, path: str | Path) -> DFDNet:
-    """The model with a checkpoint's weights, ours or the authors'. Raises UserError where they do not fit."""
-    weights = as_checkpoint(state, path)["model"]
-    if is_release(weights):
-        try:
-            weights = convert_release(weights, model)
-        except UserError as error:
-            raise UserError(f"{path}: does not fit the model of these flags: {error}") from None
-    load_into(model, weights, path)
-    return model
 
 
 def load_release(checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> DFDNet:
@@ -152,7 +139,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     model = model.to(machine.device)
     applied = speed_up(model, config, machine, at_once)
     if machine.world.size > 1:
-        synchronise_norms(model, machine.device)
+        synchronise_norms(model)
     # What a training step calls: the model itself, or with many processes what keeps its copies alike.
     forward = distribute(model, machine.world, machine.device, model.blocks(), config.shard, config.compress_gradients)
     optimizer, scheduler = build_optimizer(model, config, len(loaders["train"]))
@@ -171,16 +158,15 @@ def train(config: Config, state: Mapping | None = None) -> None:
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
         recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-        with run.save_in(recorder.checkpoints):
-            train_epochs(forward, loaders, run, config, machine, recorder)
-        config.ckpt = best
-        model = trained(config, load_checkpoint(best), machine)
-        tested = score(model, loaders["test"], config, machine, recorder, lpips)
+        with figures.Board(recorder.folder, run.epoch, machine.world.main) as board:
+            with run.save_in(recorder.checkpoints):
+                train_epochs(forward, loaders, run, config, machine, recorder, board)
+            config.ckpt = best
+            model = trained(config, load_checkpoint(best), machine)
+            tested = score(model, loaders["test"], config, machine, recorder, lpips)
+            board.results(vars(config), tested)
         if machine.world.main:
             figures.training_curves(recorder.history(), recorder.figures / "training.png")
-            board = figures.Board(recorder.folder, run.epoch)
-            board.results(vars(config), {protocol: tested[protocol] for protocol in tested["protocols"]})
-            board.close()
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
@@ -213,10 +199,10 @@ def train_epochs(
     config: Config,
     machine: Machine,
     recorder: Recorder,
+    board: figures.Board,
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
-    board = figures.Board(recorder.folder, run.epoch) if machine.world.main else None
     while run.epoch < config.epochs:
         epoch = run.epoch + 1
         title = f"epoch {epoch}/{config.epochs}"
@@ -232,14 +218,9 @@ def train_epochs(
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
-        if board:
-            board.scalars(epoch, record)
-            if shown:
-                board.picture(epoch, *shown)
+        board.epoch(epoch, record, shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
-    if board:
-        board.close()
 
 
 def train_one_epoch(
@@ -300,7 +281,7 @@ def validate(
     """
     model.eval()
     world = machine.world
-    scores, losses, shown, notes = Scores(), [], None, {}
+    scores, losses, count, shown, notes = Scores(), [], 0, None, {}
     for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
         if shown is None:
@@ -310,9 +291,11 @@ def validate(
         else:
             with machine.autocast():
                 predicted = model(past)
-        losses.append(torch.stack([criterion(predicted, future) * len(past), past.new_tensor(len(past))]))
+        losses.append(criterion(predicted, future) * len(past))
+        count += len(past)
         scores.update(predicted, future)
-    total, count = world.sum(torch.stack(losses).cpu().double().sum(0)).tolist()  # there is no float64 on MPS
+    total = torch.stack(losses).cpu().double().sum()  # on the CPU: there is no float64 on MPS
+    total, count = world.sum(torch.stack([total, torch.tensor(count, dtype=total.dtype)])).tolist()
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
     return record | {"filter": filter_report(model, notes)}, shown
@@ -336,7 +319,9 @@ def trained(config: Config, state: Mapping, machine: Machine, exact: bool = Fals
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
     given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
-    config, state = settle_flags({"deterministic": False, "plain": False, "compile": False}, given, str(checkpoint))
+    defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
+    defaults |= dict(deterministic=False, plain=False, compile=False, seed=1, dataname="mmnist")  # as main.py has them
+    config, state = settle_flags(defaults, given, str(checkpoint))
     return predictor_of(config, state)
 
 

@@ -51,8 +51,9 @@ def trajectories(u: np.ndarray, frames: int) -> np.ndarray:
 class MovingDigits(BatchedDataset):
     """Generated sequences: number -> (past (T, 1, H, W), future (T_out, 1, H, W)), float32 in [0, 1].
 
-    digits: (N, side, side) uint8 images. Sequence `number` is a pure function of (seed, stream, number), whoever asks
-    for it and whenever; a training set's numbers go on counting from epoch to epoch, so no epoch repeats another.
+    digits: (N, side, side) uint8 images. Sequence `number` is a pure function of (seed, stream, number), the
+    same in every process and order; a training set's numbers go on counting from epoch to epoch, so no epoch repeats
+    another.
     """
 
     generated = True

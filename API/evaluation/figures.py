@@ -116,15 +116,11 @@ def strip(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Pat
     save_tiles(rows_of(past, future, predicted), path, title)
 
 
-def captions(texts: Sequence[str], width: int, height: int = 18, gap: int = 4) -> np.ndarray:
-    """(height, len(texts) * (width + gap) - gap) uint8: a line of black on white, a text above each picture of `width`
-    pixels, in letters that fit it."""
-    line = Image.new("L", (len(texts) * (width + gap) - gap, height), 255)
-    for k, text in enumerate(texts):
-        size = next((s for s in range(height - 5, 5, -1) if font(s).getlength(text) <= width), 5)
-        one = Image.new("L", (width, height), 255)
-        ImageDraw.Draw(one).text((0, height // 2), text, 0, font(size), anchor="lm")
-        line.paste(one, (k * (width + gap), 0))
+def caption(text: str, width: int, height: int) -> np.ndarray:
+    """(height, at most width) uint8: black on white, in letters that fit."""
+    size = next((s for s in range(max(height - 5, 6), 5, -1) if font(s).getlength(text) <= width - 4), 5)
+    line = Image.new("L", (min(width, round(font(size).getlength(text)) + 4), height), 255)
+    ImageDraw.Draw(line).text((2, height // 2), text, 0, font(size), anchor="lm")
     return np.asarray(line)
 
 
@@ -140,9 +136,9 @@ def gif(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path,
         picture = Image.new("RGB", ((W * scale + 4) * 3, H * scale + 16), "white")
         names = ("truth", "prediction", "|error|") if place > 0 else ("past", "", "")
         texts = (f"{number(place)} {names[0]}", *names[1:])
-        picture.paste(Image.fromarray(captions(texts, W * scale, 14)), (2, 0))
-        for k, image in enumerate(images):
+        for k, (image, text) in enumerate(zip(images, texts)):
             left = k * (W * scale + 4) + 2
+            picture.paste(Image.fromarray(caption(text, W * scale, 14)), (left, 0))
             picture.paste(Image.fromarray(image).resize((W * scale, H * scale), Image.Resampling.NEAREST), (left, 14))
         pictures.append(picture)
     partial = path.with_name(f".{path.name}")
@@ -239,12 +235,24 @@ def tag(name: str) -> str:
 class Board:
     """TensorBoard: every number of an epoch, and a picture of a prediction."""
 
-    def __init__(self, folder: Path, epoch: int = 0) -> None:
-        """epoch: how many are done; what was written of later ones is hidden."""
-        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=epoch + 1 if epoch else None)
+    def __init__(self, folder: Path, epoch: int = 0, writes: bool = True) -> None:
+        """epoch: how many are done; what was written of later ones is hidden. writes: False in all processes but the
+        first."""
+        purge = epoch + 1 if epoch else None
+        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=purge) if writes else None
 
-    def scalars(self, epoch: int, record: Mapping) -> None:
-        """A record of metrics.jsonl: loss/…, metrics/… of validation, filter/stage<n>/…, training/…"""
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.writer:
+            self.writer.close()
+
+    def epoch(self, epoch: int, record: Mapping, shown: Sequence[Tensor] | None) -> None:
+        """A record of metrics.jsonl as loss/…, metrics/… of validation, filter/stage<n>/… and training/…; and where one
+        is shown, a sequence, past, future and predicted (T, C, H, W), as rows of frames."""
+        if not self.writer:
+            return
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "epoch":
                 self.writer.add_scalar(tag(name), value, epoch)
@@ -252,22 +260,18 @@ class Board:
             for name, value in stage.items():
                 if name != "stage":
                     self.writer.add_scalar(f"filter/stage{stage['stage']}/{name}", value, epoch)
+        if shown is not None:
+            picture = tiles(rows_of(*(x.float().cpu().numpy() for x in shown)))
+            self.writer.add_image("past, truth, prediction, error", np.asarray(picture), epoch, dataformats="HWC")
 
-    def results(self, flags: Mapping, results: Mapping[str, Mapping]) -> None:
-        """The flags of a run as hyperparameters, and its test scores: {protocol: {"model": {metric: {"mean"}}}}."""
+    def results(self, flags: Mapping, tested: Mapping) -> None:
+        """The flags of a run as hyperparameters, and the scores of test.json."""
+        if not self.writer:
+            return
         plain = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in flags.items() if v is not None}
         scores = {
             f"test/{protocol}/{metric}": result["mean"]
-            for protocol, rows in results.items()
-            for metric, result in rows["model"].items()
+            for protocol in tested["protocols"]
+            for metric, result in tested[protocol]["model"].items()
         }
         self.writer.add_hparams(plain, scores, run_name=".")
-
-    def picture(self, epoch: int, past: Tensor, future: Tensor, predicted: Tensor) -> None:
-        """One sequence, (T, C, H, W) each, as rows of past, truth, prediction and error."""
-        picture = tiles(rows_of(*(x.float().cpu().numpy() for x in (past, future, predicted))))
-        self.writer.add_image("past, truth, prediction, error", np.asarray(picture), epoch, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush to disk."""
-        self.writer.close()

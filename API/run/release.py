@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import UserError
 from .checkpoint import load_checkpoint
-from .weights import as_checkpoint
+from .weights import as_checkpoint, load_into
 
 SEGMENTS = (4, 8)  # of the authors' code; it has no flag for them
 _RELEASE_NAMES = [  # ours, a pattern -> theirs
@@ -141,3 +141,15 @@ def convert_release(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     if left is not None:
         raise UserError(f"release checkpoint: '{left}' has no place in the model")
     return ours
+
+
+def load_weights(model: nn.Module, state: Mapping, path: str | Path) -> nn.Module:
+    """The model with a checkpoint's weights, ours or the authors'. Raises UserError where they do not fit."""
+    weights = as_checkpoint(state, path)["model"]
+    if is_release(weights):
+        try:
+            weights = convert_release(weights, model)
+        except UserError as error:
+            raise UserError(f"{path}: does not fit the model of these flags: {error}") from None
+    load_into(model, weights, path)
+    return model

@@ -135,13 +135,15 @@ def test_curves_are_drawn_from_the_records(tmp_path):
 def test_tensorboard_groups_its_numbers_and_has_flags_and_test_scores(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = figures.Board(tmp_path)
     record = dict(epoch=1, train_loss=3.0, val_loss=2.0, val_mse=5.0, val_ssim=0.5, lr=0.1, waiting=0.2)
-    board.scalars(1, record | {"filter": [{"stage": 1, "removed": 0.3, "threshold_moved": 0.01}]})
+    record |= {"filter": [{"stage": 1, "removed": 0.3, "threshold_moved": 0.01}]}
     past, future = torch.rand(4, 1, 16, 24), torch.rand(6, 1, 16, 24)
-    board.picture(1, past, future, future)
-    board.results({"lr": 0.1, "in_shape": [4, 1, 16, 24], "init": None}, {"strict": {"model": {"mse": {"mean": 7.0}}}})
-    board.close()
+    tested = {"protocols": ["strict"], "strict": {"model": {"mse": {"mean": 7.0}}}}
+    with figures.Board(tmp_path) as board, figures.Board(tmp_path / "other", writes=False) as silent:
+        for one in (board, silent):
+            one.epoch(1, record, (past, future, future))
+            one.results({"lr": 0.1, "in_shape": [4, 1, 16, 24], "init": None}, tested)
+    assert not (tmp_path / "other").exists()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     expected = {
