@@ -34,7 +34,7 @@ class Product:
         import main
 
         _, defaults, given = main.parse(["--dataname", model, "--device", device, *FLAGS[name]])
-        self.core, self.config = core, SimpleNamespace(**defaults | given, ckpt="none")
+        self.core, self.config = core, SimpleNamespace(**defaults | given)
         self.machine = core.prepare(self.config)
         self.device, self.in_shape, self.out_shape = self.machine.device, defaults["in_shape"], defaults["out_shape"]
         self.compile_seconds = None
