@@ -106,13 +106,13 @@ def stop(process: subprocess.Popen) -> None:
 
 def tests(s: Session) -> dict:
     """The test suite, where there is a GPU."""
-    which = ["tests/test_wfl.py"] if s.toy else ["tests"]
+    which = REPO / ("tests/test_wfl.py" if s.toy else "tests")
     xdist = ["-n", "8"] if find_spec("xdist") and not s.toy else []
     report = s.out / "parts/tests.xml"
-    began = s.call(sys.executable, "-m", "pytest", "-q", *xdist, "--rootdir", REPO, f"--junitxml={report}",
-                   *[REPO / path for path in which], codes=(0, 1))  # fmt: skip
+    pytest = [sys.executable, "-m", "pytest", "-q", *xdist, "--rootdir", REPO, f"--junitxml={report}", which]
+    seconds = s.call(*pytest, codes=(0, 1))
     suite = ElementTree.parse(report).getroot()[0].attrib
-    found = {key: int(suite[key]) for key in ("tests", "failures", "errors", "skipped")} | {"seconds": began}
+    found = {key: int(suite[key]) for key in ("tests", "failures", "errors", "skipped")} | {"seconds": seconds}
     if found["failures"] or found["errors"]:
         raise Failed(f"{found['failures']} of {found['tests']} tests fail, {found['errors']} do not run: see log.txt")
     return found
