@@ -4,10 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from API import UserError
-from API.machine.processes import leave, processes, rank, starts
+from API.machine.processes import leave, processes, rank
 from API.presets import PRESETS
 from API.run.interrupt import RESUME_ME, Interrupted
 from API.run.output import keep_printing
@@ -108,7 +107,7 @@ def training_flags(parser: argparse.ArgumentParser) -> None:
     """Optimisation, the run folder, and many processes."""
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=WHOLE, metavar="N", help="passes over the training data")
-    add("--lr", type=REAL, help="peak of the one-cycle schedule of Adam")
+    add("--lr", type=REAL, metavar="LR", help="peak of the one-cycle schedule of Adam")
     batch_flags(add)
     add("--grad_clip", type=REAL, metavar="NORM", help="largest norm of the gradient (default: no clipping)")
     add("--on_nonfinite", choices=("stop", "skip"), default="stop", help="at a loss or gradient that is not finite")
@@ -251,9 +250,7 @@ class Parser(argparse.ArgumentParser):
             group(self)
         for action in self._actions:
             action.default = preset.get(action.dest, action.default)
-            if (
-                action.default not in (None, False, argparse.SUPPRESS, []) and action.const is None
-            ):  # argparse's own formatter would show every None and False
+            if not (action.default in (None, argparse.SUPPRESS, []) or action.default is False or action.const):
                 value = action.default
                 action.help += f" ({' '.join(map(str, value)) if isinstance(value, list) else value})"
 
@@ -261,10 +258,8 @@ class Parser(argparse.ArgumentParser):
         """(defaults, flags that were given)."""
         _, unknown = self.parse_known_args(argv)  # prints help, and refuses values that make no sense
         if flag := next((word for word in unknown if word.startswith("--")), None):
-            others = [
-                m for m in MODES if m != self.mode and flag.partition("=")[0] in Parser(m, {})._option_string_actions
-            ]
-            self.error(f"{self.mode} takes no {flag}" + (f"; {', '.join(others)} does" if others else ""))
+            others = [mode for mode in MODES if flag.partition("=")[0] in Parser(mode, {})._option_string_actions]
+            self.error(f"{self.mode} takes no {flag}" + (f"; it is a flag of {', '.join(others)}" if others else ""))
         if unknown:
             self.error(f"{unknown[0]}: only compare takes runs; did you forget a flag before it?")
         defaults = vars(self.parse_args([]))
@@ -289,45 +284,12 @@ def parse(argv: Sequence[str]) -> tuple[str, dict, dict]:
 def run(argv: Sequence[str]) -> None:
     """Parse, settle the flags, call the mode's function."""
     mode, defaults, given = parse(argv)
-    import core  # after parsing: PyTorch takes seconds to load, and -h should not
-    from API.run.checkpoint import last_checkpoint
-    from API.run.flags import settle_flags
-    from API.run.recorder import claim, refuse_checkpoints, run_of
-
-    if mode == "train" and starts():  # by torchrun, after a process was lost
-        given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
     if processes() > 1 and mode not in ("train", "test"):
         raise UserError(f"{mode} runs in one process: leave torchrun out")
-    for flag, example in (("ckpt", "FILE, such as results/digits/checkpoints/best.pth"), ("input", "PATH"),
-                          ("output", "FILE: .pt2, .onnx or .safetensors" if mode == "export" else "PATH")):  # fmt: skip
-        if flag in defaults and not given.get(flag):
-            raise UserError(f"{mode} needs --{flag} {example}")
-    if mode == "compare" and not given.get("runs"):
-        raise UserError("compare needs at least one RUN, such as results/digits")
-    checkpoint, state = given.get("ckpt"), None
-    if mode == "train":
-        folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
-        if given.get("resume") and given.get("overwrite"):
-            raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
-        if folder.is_dir() and not rank():
-            claim(folder)
-        if given.get("resume"):
-            checkpoint, state = last_checkpoint(folder) or (None, None)
-            if checkpoint is None and given["resume"] != "auto":
-                hint = "leave --resume out to start"
-                raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; {hint}")
-        elif not given.get("overwrite"):
-            refuse_checkpoints(folder)
-    config, state = settle_flags(defaults, given, checkpoint, state)
-    config.mode = mode
-    if mode == "predict":  # its clips are not those that the checkpoint was trained on
-        own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
-        vars(config).update({flag: (defaults | given)[flag] for flag in own})
-    if mode in ("test", "explain") and not given.get("ex_name"):
-        folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
-        config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
-    elif mode != "compare":
-        config.ex_name = given.get("ex_name") or config.dataname
+    import core  # after parsing: PyTorch takes seconds to load, and -h should not
+    from API.run.flags import take_up
+
+    config, state = take_up(mode, defaults, given)
     call = getattr(core, mode)
     call(config, state) if mode in ("train", "test", "predict", "explain", "export") else call(config)
 

@@ -52,8 +52,8 @@ def test_a_run_trains_validates_tests_and_leaves_everything_behind(start):
     names -= {f"checkpoints/{name}.previous.pth" for name in ("best", "last")}
     pictures = {f"figures/{name}.{kind}" for name in ("best", "median", "worst") for kind in ("png", "gif")}
     assert names == pictures | {
-        "config.json", "log.txt", "metrics.jsonl", "test.json", "scores.npz", "predictions.npz", "checkpoints/last.pth",
-        "checkpoints/best.pth", "figures/training.png", "figures/frames.png",
+        "config.json", "log.txt", "metrics.jsonl", "splits.json", "test.json", "scores.npz", "predictions.npz",
+        "checkpoints/last.pth", "checkpoints/best.pth", "figures/training.png", "figures/frames.png",
     }  # fmt: skip
     assert list((run / "tensorboard").iterdir())
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -5,7 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace as Config
 
 from .. import UserError
-from .checkpoint import load_checkpoint
+from ..machine.processes import rank, starts
+from .checkpoint import last_checkpoint, load_checkpoint
+from .recorder import claim, refuse_checkpoints, run_of
 from .release import infer_args, infer_release_args, is_release
 from .weights import as_checkpoint
 
@@ -25,6 +27,57 @@ CALL_FLAGS = (
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
     "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "plain", "shard", "compress_gradients",
 )  # fmt: skip
+
+
+def take_up(mode: str, defaults: Mapping, given: Mapping) -> tuple[Config, Mapping | None]:
+    """The flags of a call of main.py, and the state of the checkpoint that it takes up, if any: --ckpt, or the run's
+    last one with --resume. A run to train is claimed for this process.
+
+    Raises UserError for flags that do not go together, and what settle_flags raises.
+    """
+    output = "FILE: .pt2, .onnx or .safetensors" if mode == "export" else "PATH"
+    needed = dict(ckpt="FILE, such as results/digits/checkpoints/best.pth", input="PATH", output=output)
+    for flag, what in needed.items():
+        if flag in defaults and not given.get(flag):
+            raise UserError(f"{mode} needs --{flag} {what}")
+    if mode == "compare" and not given.get("runs"):
+        raise UserError("compare needs at least one RUN, such as results/digits")
+    checkpoint, state, given = given.get("ckpt"), None, dict(given)
+    if mode == "train":
+        if starts():  # by torchrun, after a process was lost
+            given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
+        folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
+        checkpoint, state = enter_run(folder, given.get("resume"), given.get("overwrite"))
+    config, state = settle_flags(defaults, given, checkpoint, state)
+    config.mode = mode
+    if mode == "predict":  # its clips are not those that the checkpoint was trained on
+        own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
+        vars(config).update({flag: (defaults | given)[flag] for flag in own})
+    if mode in ("test", "explain") and not given.get("ex_name"):
+        folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
+        config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
+    elif mode != "compare":
+        config.ex_name = given.get("ex_name") or config.dataname
+    return config, state
+
+
+def enter_run(folder: Path, resume: str | None, overwrite: bool | None) -> tuple[Path | None, Mapping | None]:
+    """Claim a run folder for this process: (the checkpoint to train on from, its state), or (None, None) to start.
+
+    Raises UserError where another run is in the way, or there is none to go on with.
+    """
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
+    if folder.is_dir() and not rank():
+        claim(folder)
+    if not resume:
+        if not overwrite:
+            refuse_checkpoints(folder)
+        return None, None
+    found = last_checkpoint(folder)
+    if found is None and resume != "auto":
+        raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
+    return found or (None, None)
 
 
 def settle_flags(
