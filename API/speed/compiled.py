@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from .recompute import replace_call
 
-KEPT = ("mm", "addmm", "bmm", "convolution", "_fft_c2r")  # results kept for backward: dear to compute again
+KEPT = ("mm", "addmm", "bmm", "convolution", "_fft_c2r", "all_reduce", "wait_tensor")  # results kept for backward: dear
 
 
 def compile_blocks(

@@ -1,4 +1,4 @@
-"""What a Machine sets on a CPU."""
+"""Freed memory stays with the process."""
 
 import json
 import platform
