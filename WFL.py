@@ -15,7 +15,7 @@ class WeightedFrequencyLoss(nn.Module):
 
     release: the FFT is over (H, W), or (C, H, W) for C > 1, and the weight's t counts frames.
 
-    prediction, target: (B, frames, C, height, width). Raises ValueError for other sizes. Source: SPEC sections 4 and 6.
+    prediction, target: (B, frames, C, height, width). Raises ValueError for other sizes. See docs/method.md.
     """
 
     def __init__(self, frames: int, height: int, width: int, release: bool = False) -> None:

@@ -1,7 +1,9 @@
-"""Build, accelerate, train, validate, test: what main.py's modes do. The loops receive what they use and return numbers."""
+"""Build, accelerate, train, validate, test: what main.py's modes do. Loops receive what they use and return numbers."""
 
+import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace as Config
 
@@ -10,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from API import UserError
-from API.dataloader import SPLITS, load_data
+from API.dataloader import SPLITS, build_loaders, how_to_fit
 from API.datasets.report import report
-from API.deploy.export import write_export
+from API.datasets.splits import check_splits, settle_splits, write_manifest
+from API.deploy.export import check_export, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
@@ -21,19 +24,19 @@ from API.evaluation.lpips import find_lpips
 from API.evaluation.metrics import Scores
 from API.evaluation.summary import cost_table, costs
 from API.evaluation.test_set import evaluate
-from API.machine.device import Machine, choose_device, choose_precision, free_memory
+from API.machine.device import Machine, choose_device, choose_precision, free_memory, prepare
 from API.machine.distributed import synchronise_norms
 from API.machine.sharding import distribute, gathered, without_exchange
 from API.run.checkpoint import load_checkpoint
-from API.run.flags import DATA_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
+from API.run.flags import FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
-from API.run.recorder import Recorder, Silent, describe_epoch
-from API.run.release import convert_release, infer_release_args, read_release
+from API.run.progress import follow
+from API.run.recorder import Recorder, describe_epoch, recorder_of, run_of
+from API.run.release import convert_release, infer_release_args, load_weights, read_release
 from API.run.state import TrainingState
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
-from API.speed.memory import keep_freed_memory
 from DFDNet import DFDNet, check_sizes
 from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
 from WFL import WeightedFrequencyLoss
@@ -73,53 +76,6 @@ def build_optimizer(
     return optimizer, scheduler
 
 
-def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> dict[str, DataLoader]:
-    """The data of the flags; prints a line for every clip that --skip_bad leaves out."""
-    loaders = load_data(
-        config.dataname,
-        data_root=config.data_root,
-        in_shape=config.in_shape,
-        out_shape=config.out_shape,
-        batch_size=config.batch_size,
-        val_batch_size=config.val_batch_size,
-        num_workers=config.num_workers,
-        seed=config.seed,
-        pin_memory=machine.device.type == "cuda",
-        world=machine.world,
-        splits=splits,
-        **{flag: getattr(config, flag) for flag in DATA_FLAGS},
-    )
-    skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
-    for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
-        print(f"left out: {reason}", flush=True)
-    return loaders
-
-
-def prepare(config: Config) -> Machine:
-    """The device and precision of the flags; the random generators are seeded."""
-    machine = Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic, config.timeout)
-    if machine.device.type == "cpu" and not config.plain:
-        keep_freed_memory()
-    return machine
-
-
-def recorder_of(machine: Machine) -> type:
-    """What writes the run folder: of many processes, the first one only."""
-    return Recorder if machine.world.main else Silent
-
-
-def load_weights(model: DFDNet, state: Mapping, path: str | Path) -> DFDNet:
-    """The model with a checkpoint's weights, ours or the authors'. Raises UserError where they do not fit."""
-    try:
-        ours = "config" in state
-        model.load_state_dict(state["model"] if ours else convert_release(read_release(state), model))
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        reason = reason[1 if len(reason) > 1 else 0].strip()  # load_state_dict lists every name: the first will do
-        raise UserError(f"{path}: does not fit the model of these flags: {reason}") from None
-    return model
-
-
 def load_release(checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> DFDNet:
     """A model with the weights of the authors' released code.
 
@@ -147,8 +103,13 @@ def train(config: Config, state: Mapping | None = None) -> None:
     model = build_model(config)
     at_once = sequences_at_once(config, machine.world.size)
     if state is not None:
-        refuse_changed_flags(vars(config), state["config"], (*MODEL_FLAGS, *FIXED_FLAGS))
+        refuse_changed_flags(vars(config), state["config"] or {}, (*MODEL_FLAGS, *FIXED_FLAGS))
     loaders = build_loaders(config, machine, SPLITS)  # all of them: a missing test set shows up now
+    folder, datasets = Path(config.res_dir) / config.ex_name, {name: data.dataset for name, data in loaders.items()}
+    earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
+    clips, told = settle_splits(earlier, datasets)
+    best = folder / "checkpoints/best.pth"
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)  # missing weights show up now, too
     if config.init and state is None:
         load_weights(model, load_checkpoint(config.init), config.init)
     model = model.to(machine.device)
@@ -161,39 +122,46 @@ def train(config: Config, state: Mapping | None = None) -> None:
     run = TrainingState(model, optimizer, scheduler, vars(config), machine.world, config.save_every)
     if state is not None:
         run.restore(state)
-    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, state is not None, config.overwrite)
-    recorder.forget_after(run.epoch)
-    recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
-    for line in applied:
-        recorder.log(line)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
-    recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-    with run.save_in(recorder.checkpoints):
-        train_epochs(forward, loaders, run, config, machine, recorder)
-    if machine.world.main:
-        figures.training_curves(recorder.history(), recorder.figures / "training.png")
-    config.ckpt = Path(config.res_dir) / config.ex_name / "checkpoints/best.pth"
-    model = for_inference(load_weights(build_model(config), load_checkpoint(config.ckpt), config.ckpt), config, machine)
-    evaluate(model, loaders["test"], machine, recorder, **test_options(config, machine))
+    with recorder_of(machine.world.main)(folder, state is not None, config.overwrite) as recorder:
+        recorder.forget_after(run.epoch)
+        recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
+        if machine.world.main:
+            write_manifest(recorder.folder, clips)
+        resumed = [f"resumed after epoch {run.epoch} and {run.step} steps of the next one"] if state is not None else []
+        for line in (*resumed, *applied, *told):
+            recorder.log(line)
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
+        recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
+        with figures.Board(recorder.folder, run.epoch, machine.world.main) as board:
+            with run.save_in(recorder.checkpoints):
+                train_epochs(forward, loaders, run, config, machine, recorder, board)
+            config.ckpt = best
+            model = trained(config, load_checkpoint(best), machine)
+            tested = score(model, loaders["test"], config, machine, recorder, lpips)
+            board.results(vars(config), tested)
+        if machine.world.main:
+            figures.training_curves(recorder.history(), recorder.figures / "training.png")
 
 
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
     """Accelerate the model for training as the flags say, nothing with --plain; a line for each thing applied."""
     if config.plain:
-        for flag in ("compile", "checkpoint_blocks"):
-            if getattr(config, flag):
-                raise UserError(f"--plain: applies nothing; leave out --{flag}")
         return []
     return accelerate(
         model,
         model.blocks(),
         recompute="blocks" if config.checkpoint_blocks else "none",
         compile=machine.compiles if config.compile is None else config.compile,
-        example=torch.rand(at_once, *config.in_shape, device=machine.device),
+        example=example(config, machine, at_once),
         autocast=machine.autocast,
         agree=lambda failed: machine.world.any(failed)[0],
     )
+
+
+def example(config: Config, machine: Machine, sequences: int) -> Tensor:
+    """Past frames (sequences, T, C, H, W) of noise, to try a model with. No other random number depends on it."""
+    return torch.rand(sequences, *config.in_shape, generator=torch.Generator().manual_seed(0)).to(machine.device)
 
 
 def train_epochs(
@@ -203,10 +171,10 @@ def train_epochs(
     config: Config,
     machine: Machine,
     recorder: Recorder,
+    board: figures.Board,
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
-    board = figures.Board(recorder.folder, run.epoch) if machine.world.main else None
     while run.epoch < config.epochs:
         epoch = run.epoch + 1
         title = f"epoch {epoch}/{config.epochs}"
@@ -215,21 +183,16 @@ def train_epochs(
         record = {"epoch": epoch} | train_one_epoch(
             forward, criterion, loaders["train"], run, guard, machine, config.grad_clip, config.accumulate
         )
-        example = None
+        shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
             with gathered(forward):
-                scores, example = validate(run.model, criterion, loaders["val"], machine)
+                scores, shown = validate(run.model, criterion, loaders["val"], machine)
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
-        if board:
-            board.scalars(epoch, record)
-            if example:
-                board.picture(epoch, *example)
+        board.epoch(epoch, record, shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
-    if board:
-        board.close()
 
 
 def train_one_epoch(
@@ -290,16 +253,12 @@ def validate(
     """
     model.eval()
     world = machine.world
-    scores, losses, count, example, notes = Scores(), [], 0, None, {}
-    for batch in loader:
+    scores, losses, count, shown, notes = Scores(), [], 0, None, {}
+    for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
-        if example is None:
-            with filter_statistics(model) as notes, machine.autocast():
-                predicted = model(past)
-            example = past[0], future[0], predicted[0]
-        else:
-            with machine.autocast():
-                predicted = model(past)
+        with nullcontext(notes) if shown else filter_statistics(model) as notes, machine.autocast():
+            predicted = model(past)
+        shown = shown or (past[0], future[0], predicted[0])
         losses.append(criterion(predicted, future) * len(past))
         count += len(past)
         scores.update(predicted, future)
@@ -307,71 +266,76 @@ def validate(
     total, count = world.sum(torch.stack([total, torch.tensor(count, dtype=total.dtype)])).tolist()
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
-    return record | {"filter": filter_report(model, notes)}, example
+    return record | {"filter": filter_report(model, notes)}, shown
 
 
 # Using a checkpoint -------------------------------------------------------------------------------------------------
 
 
-def trained(config: Config, state: Mapping) -> tuple[Machine, DFDNet]:
-    """The checkpoint's model in evaluation mode, on its device."""
-    machine = prepare(config)
-    return machine, load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
-
-
-def for_inference(model: DFDNet, config: Config, machine: Machine) -> DFDNet:
-    """The model prepared for inference only, as it is with --plain."""
-    model = model.to(machine.device).eval()
-    if config.plain:
+def trained(config: Config, state: Mapping, machine: Machine, exact: bool = False) -> DFDNet:
+    """The checkpoint's model on its device, prepared for inference only; exact: as it is, as with --plain."""
+    model = load_weights(build_model(config), state, config.ckpt).to(machine.device).eval()
+    if exact or config.plain:
         return model
-    prepare_inference(model, torch.rand(1, *config.in_shape, device=machine.device), machine.precision)
-    if config.compile and config.ckpt:  # only if asked for: for a few batches it takes longer than it saves
-        example = torch.rand(config.val_batch_size, *config.in_shape, device=machine.device)
-        print(*accelerate(model, model.blocks(), compile=True, example=example, autocast=machine.autocast), sep="\n")
+    prepare_inference(model, example(config, machine, 1), machine.precision)
+    if config.compile and config.mode != "train":  # only if asked for: for a few batches it takes longer than it saves
+        some = example(config, machine, config.val_batch_size)
+        print(*accelerate(model, model.blocks(), compile=True, example=some, autocast=machine.autocast), sep="\n")
     return model
 
 
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
-    given = dict(device=device, precision=precision, gpu=0, deterministic=False, timeout=10.0, plain=False)
-    config, state = settle_flags({"compile": False}, given, str(checkpoint))
-    config.ckpt = checkpoint
-    machine, model = trained(config, state)
-    return Predictor(for_inference(model, config, machine).predict_once, config.in_shape, config.out_shape, machine)
+    given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
+    defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
+    defaults |= dict(deterministic=False, plain=False, compile=False, seed=1, dataname="mmnist")  # as main.py has them
+    config, state = settle_flags(defaults, given, str(checkpoint))
+    return predictor_of(config, state)
+
+
+def predictor_of(config: Config, state: Mapping) -> Predictor:
+    """The checkpoint's model, for frames that are made to fit as its data set does."""
+    machine = prepare(config)
+    fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
+    model = trained(config, state, machine)
+    return Predictor(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
 
 
 def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine)
     loader = build_loaders(config, machine, ("test",))["test"]
-    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
-    evaluate(for_inference(model, config, machine), loader, machine, recorder, **test_options(config, machine))
+    told = check_splits(run_of(Path(config.ckpt)), {"test": loader.dataset})
+    recorder = recorder_of(machine.world.main)(Path(config.res_dir) / config.ex_name, enter=True)
+    for line in told:
+        recorder.log(line)
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)
+    score(model, loader, config, machine, recorder, lpips)
 
 
-def test_options(config: Config, machine: Machine) -> dict:
-    """What evaluate measures, keeps, and says about it."""
-    return {
-        "about": {"dataname": config.dataname, "checkpoint": str(config.ckpt), "release": config.release},
-        "protocols": config.protocol,
-        "lpips": find_lpips(config.lpips, config.lpips_weights, machine.device),
-        "save_predictions": config.save_predictions,
-    }
+def score(
+    model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder, lpips: Callable | None
+) -> dict:
+    """Measure what the flags ask for, and write it into the run folder."""
+    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "release")
+    about = {flag: getattr(config, flag) for flag in flags} | {"split": "test", "checkpoint": str(config.ckpt)}
+    return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
 
 
 def predict(config: Config, state: Mapping) -> None:
     """Predict frames of the user's videos."""
-    machine, model = trained(config, state)
-    model = for_inference(model, config, machine)
-    predictor = Predictor(model.predict_once, config.in_shape, config.out_shape, machine)
-    frames = config.frames or predictor.reach
-    request = Request(config.input, config.output, frames, config.start, config.every, config.side_by_side)
-    print(predict_clips(request, predictor))
+    predictor = predictor_of(config, state)
+    request = Request(**{field.name: getattr(config, field.name, None) for field in dataclasses.fields(Request)})
+    for line in predict_clips(request, predictor):
+        print(line, flush=True)
 
 
 @torch.no_grad()
 def explain(config: Config, state: Mapping) -> None:
     """Draw what the filters do to the first test sequences, and predict with and without them."""
-    machine, model = trained(config, state)
+    machine = prepare(config)
+    model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     predicted = {}
@@ -383,17 +347,15 @@ def explain(config: Config, state: Mapping) -> None:
 
 def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
-    config.device = "cpu"
-    _, model = trained(config, state)
+    check_export(Path(config.output))
+    model = load_weights(build_model(config), state, config.ckpt)
     print(write_export(model, config.in_shape, vars(config), Path(config.output)))
-
-
-# Without one --------------------------------------------------------------------------------------------------------
 
 
 def compare(config: Config) -> None:
     """Put runs side by side."""
-    print(compare_runs(config.runs, config.protocol, Path(config.res_dir) / (config.ex_name or "comparison")))
+    folder = Path(config.res_dir) / (config.ex_name or "comparison")
+    print(compare_runs(config.runs, config.protocol, folder, config.range))
 
 
 def data(config: Config) -> None:
@@ -411,5 +373,6 @@ def summary(config: Config) -> None:
     at_once, device = sequences_at_once(config, 1), choose_device(config.device, config.gpu)
     model = build_model(config)
     bfloat16 = choose_precision(config.precision, device) == "bf16"
-    cost = costs(lambda: build_model(config), config.in_shape, bfloat16)
+    build, gpu = lambda: build_model(config), device.type == "cuda"
+    cost = costs(build, DFDNet.blocks, config.in_shape, at_once, bfloat16, gpu)
     print(model, cost_table(model, cost, at_once, free_memory(device)), sep="\n")

@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from API import UserError
-from API.machine.processes import leave, processes, rank, starts
+from API.machine.processes import leave, processes, rank
 from API.presets import PRESETS
 from API.run.interrupt import RESUME_ME, Interrupted
+from API.run.output import keep_printing
 
 MODES = {
     "train": "train, validate and test a model (the default mode)",
@@ -30,12 +30,14 @@ Other modes, each with its own flags (python main.py MODE -h):
 """
 
 
-def number(kind: type, above: float, least: float = float("-inf")) -> Callable[[str], float]:
-    """An argparse type: a finite number of this kind, above `above` and at least `least`."""
+def number(kind: type, above: float, least: float = float("-inf"), most: float = sys.float_info.max) -> Callable:
+    """An argparse type: a number of this kind, above `above`, at least `least` and at most `most`."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not (above < value < float("inf") and value >= least):
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is too large: at most {most}")
+        if not (above < value and value >= least):
             raise argparse.ArgumentTypeError(f"{text} is not a {'positive ' if above == 0 else 'non-negative '}number")
         return value
 
@@ -62,13 +64,28 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_workers", type=COUNT, metavar="N", help="processes that load data; 0: the main process")
     add("--cache_dir", metavar="DIR", help="folder for decoded videos (default: .cache in data_root)")
     add("--no_cache", action="store_true", default=False, help="decode videos anew each time they are read; slow")
-    add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
+    clip_flags(add)
+
+
+def clip_flags(add: Callable) -> None:
+    """How clips are read."""
+    add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     add("--yuv_depth", type=int, choices=(8, 10), help="bits of raw YUV (default: 10 if its name says so)")
+    layout = "FFmpeg's name of raw YUV's pixel format (default: what its name says, else yuv420p)"
+    add("--yuv_format", metavar="NAME", help=layout)
+
+
+def generated_flags(parser: argparse.ArgumentParser) -> None:
+    """How training data is generated."""
+    add = parser.add_argument_group("generated data").add_argument
+    add("--epoch_size", type=WHOLE, metavar="N", help="sequences an epoch (default: mmnist 10000, digits 600)")
+    held_out = "mmnist: digits held out of the 60000 to validate (default: 5000); 0: none, as in the field"
+    add("--val_digits", type=COUNT, metavar="N", help=held_out)
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +107,7 @@ def training_flags(parser: argparse.ArgumentParser) -> None:
     """Optimisation, the run folder, and many processes."""
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=WHOLE, metavar="N", help="passes over the training data")
-    add("--lr", type=REAL, help="peak of the one-cycle schedule of Adam")
+    add("--lr", type=REAL, metavar="LR", help="peak of the one-cycle schedule of Adam")
     batch_flags(add)
     add("--grad_clip", type=REAL, metavar="NORM", help="largest norm of the gradient (default: no clipping)")
     add("--on_nonfinite", choices=("stop", "skip"), default="stop", help="at a loss or gradient that is not finite")
@@ -128,7 +145,13 @@ def machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--compile", action=SWITCH, help="compile the blocks (default: to train, on GPUs that have bf16)")
     add("--plain", action=SWITCH, default=False, help="apply nothing of API/speed: to debug, or to compare with")
     add("--deterministic", action=SWITCH, default=False, help="the same bits every time, also on a GPU; slower")
-    add("--seed", type=COUNT, default=1, metavar="N", help="of weights, training data and held-out splits")
+    add(
+        "--seed",
+        type=number(int, -1, 0, 2**63 - 1),
+        default=1,
+        metavar="N",
+        help="of weights, training data and held-out splits",
+    )
     add("--timeout", type=REAL, default=10.0, metavar="MIN", help="of many processes: give up after so long")
 
 
@@ -161,10 +184,11 @@ def predict_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("predict").add_argument
     add("--input", metavar="PATH", help="a video, GIF, npy array or folder of images, or a folder of such")
     add("--output", metavar="PATH", help="where to: .mp4 .mov .mkv .gif .npy, or a folder for PNGs")
-    add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: one pass)")
+    add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: as in training)")
     add("--start", type=COUNT, nargs="+", metavar="N", help="first past frames (default: the last window)")
     add("--every", type=WHOLE, metavar="N", help="predict from every N-th window; 1: from all")
     add("--side_by_side", action=SWITCH, default=False, help="past and truth left, past and prediction right")
+    clip_flags(add)
 
 
 def compare_flags(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +196,8 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", default=[], help="run folders, or npz files of predictions")
     protocols = ("strict", "openstl", "release")
     parser.add_argument("--protocol", nargs="+", choices=protocols, default=["strict"], help="of the metrics")
+    limits = "values of black and white in npz files (default: 0 255 for uint8, else 0 1)"
+    parser.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=limits)
 
 
 def explain_flags(parser: argparse.ArgumentParser) -> None:
@@ -194,13 +220,13 @@ def summary_flags(parser: argparse.ArgumentParser) -> None:
 
 
 FLAGS = {
-    "train": (data_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
+    "train": (data_flags, generated_flags, model_flags, training_flags, machine_flags, run_flags, test_flags),
     "test": (checkpoint_flags, test_flags, data_flags, model_flags, machine_flags, run_flags),
     "predict": (checkpoint_flags, predict_flags, model_flags, machine_flags),
     "compare": (compare_flags, run_flags),
     "explain": (checkpoint_flags, explain_flags, data_flags, model_flags, machine_flags, run_flags),
     "export": (checkpoint_flags, export_flags, model_flags),
-    "data": (data_flags, model_flags, machine_flags, run_flags),
+    "data": (data_flags, generated_flags, model_flags, machine_flags, run_flags),
     "summary": (summary_flags, model_flags, machine_flags),
 }
 
@@ -224,9 +250,7 @@ class Parser(argparse.ArgumentParser):
             group(self)
         for action in self._actions:
             action.default = preset.get(action.dest, action.default)
-            if (
-                action.default not in (None, False, argparse.SUPPRESS, []) and action.const is None
-            ):  # argparse's own formatter would show every None and False
+            if not (action.default in (None, argparse.SUPPRESS, []) or action.default is False or action.const):
                 value = action.default
                 action.help += f" ({' '.join(map(str, value)) if isinstance(value, list) else value})"
 
@@ -234,10 +258,8 @@ class Parser(argparse.ArgumentParser):
         """(defaults, flags that were given)."""
         _, unknown = self.parse_known_args(argv)  # prints help, and refuses values that make no sense
         if flag := next((word for word in unknown if word.startswith("--")), None):
-            others = [
-                m for m in MODES if m != self.mode and flag.partition("=")[0] in Parser(m, {})._option_string_actions
-            ]
-            self.error(f"{self.mode} takes no {flag}" + (f"; {', '.join(others)} does" if others else ""))
+            others = [mode for mode in MODES if flag.partition("=")[0] in Parser(mode, {})._option_string_actions]
+            self.error(f"{self.mode} takes no {flag}" + (f"; it is a flag of {', '.join(others)}" if others else ""))
         if unknown:
             self.error(f"{unknown[0]}: only compare takes runs; did you forget a flag before it?")
         defaults = vars(self.parse_args([]))
@@ -262,34 +284,12 @@ def parse(argv: Sequence[str]) -> tuple[str, dict, dict]:
 def run(argv: Sequence[str]) -> None:
     """Parse, settle the flags, call the mode's function."""
     mode, defaults, given = parse(argv)
-    import core  # after parsing: PyTorch takes seconds to load, and -h should not
-    from API.run.checkpoint import last_checkpoint
-    from API.run.flags import settle_flags
-    from API.run.recorder import run_of
-
-    if mode == "train" and starts():  # by torchrun, after a process was lost
-        given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
     if processes() > 1 and mode not in ("train", "test"):
         raise UserError(f"{mode} runs in one process: leave torchrun out")
-    for flag, example in (("ckpt", "FILE, such as results/digits/checkpoints/best.pth"), ("input", "PATH"),
-                          ("output", "FILE: .pt2, .onnx or .safetensors" if mode == "export" else "PATH")):  # fmt: skip
-        if flag in defaults and not given.get(flag):
-            raise UserError(f"{mode} needs --{flag} {example}")
-    if mode == "compare" and not given.get("runs"):
-        raise UserError("compare needs at least one RUN, such as results/digits")
-    checkpoint, state = given.get("ckpt"), None
-    if mode == "train" and given.get("resume"):
-        folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
-        checkpoint, state = last_checkpoint(folder) or (None, None)
-        if checkpoint is None and given["resume"] != "auto":
-            raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
-    config, state = settle_flags(defaults, given, checkpoint, state)
-    config.mode = mode
-    if mode in ("test", "explain") and not given.get("ex_name"):
-        folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
-        config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
-    elif mode != "compare":
-        config.ex_name = given.get("ex_name") or config.dataname
+    import core  # after parsing: PyTorch takes seconds to load, and -h should not
+    from API.run.flags import take_up
+
+    config, state = take_up(mode, defaults, given)
     call = getattr(core, mode)
     call(config, state) if mode in ("train", "test", "predict", "explain", "export") else call(config)
 
@@ -330,5 +330,6 @@ def explain_failure(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
+    keep_printing()
     code = main()
     leave(code, well=code in (0, RESUME_ME))

@@ -5,26 +5,34 @@ What a data set is stands in API/datasets/__init__.py.
 
 import ctypes
 import multiprocessing
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from . import UserError
+from .machine.device import Machine
 from .machine.distributed import World
 from .presets import PRESETS
+from .run.flags import DATA_FLAGS
 
 SPLITS = ("train", "val", "test")
+# Options that change no number; a data set that has no use for them is not given them.
+HARMLESS = ("cache_dir", "no_cache", "skip_bad")
 
 
 class EpochBatches(Sampler):
-    """Lists of item indices, one a batch: a pure function of (seed, epoch), so that any epoch can be entered anywhere.
+    """Lists of item indices, one a batch: a pure function of (seed, epoch), so that a run can resume at any step.
 
-    shuffle: training; whole batches only, in an order of its own each epoch. Set `epoch`, and `start` to skip that many
-    batches, before iterating. Of many processes each takes its share of every batch, or without shuffle of all items.
+    shuffle: for training; whole batches only, in another order each epoch. Set `epoch`, and `start` to skip that many
+    batches, before iterating. Each of many processes takes its share of every batch, or, without shuffle, of all items.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, seed: int, world: World | None = None) -> None:
@@ -51,14 +59,24 @@ class EpochBatches(Sampler):
             yield self.share(indices) if self.shuffle else indices
 
 
-def collate(items: list | tuple) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch from __getitems__ is one already; single items are stacked."""
-    return items if isinstance(items, tuple) else tuple(default_collate(items))
+class ThroughPipe:
+    """A batch that is pickled with its bytes, instead of handed over in shared memory; unpickled, it is the batch."""
+
+    def __init__(self, batch: tuple[torch.Tensor, ...]) -> None:
+        self.batch = batch
+
+    def __reduce__(self) -> tuple:
+        return from_arrays, tuple(x.numpy() for x in self.batch)
+
+
+def from_arrays(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """Arrays -> tensors on the same memory."""
+    return tuple(map(torch.from_numpy, arrays))
 
 
 class Flag:
-    """An event between processes, without the lock of multiprocessing's: a process that is killed while it holds that
-    one, be it to look, leaves all others waiting for ever."""
+    """An event between processes without a lock. multiprocessing's Event takes one even to look at it, and a process
+    that is killed then leaves all others waiting for ever."""
 
     def __init__(self) -> None:
         self.value = RawValue(ctypes.c_bool, False)
@@ -72,14 +90,57 @@ class Flag:
         self.value.value = True
 
 
+class Collate:
+    """Makes a batch of items; what __getitems__ returns is a batch already. Its tensors are contiguous: others would be
+    copied once more, through pageable memory, on their way to a GPU.
+
+    A worker moves the batch to shared memory here and not later, in multiprocessing's own thread: where that memory is
+    full (Docker gives a container 64 MB), the thread loses the batch, and the training process waits for it for ever.
+    Here the batch goes through a pipe instead, and one worker says so.
+    """
+
+    def __init__(self) -> None:
+        self.told = Flag()
+
+    def __call__(self, items: list | tuple) -> tuple[torch.Tensor, ...] | ThroughPipe:
+        batch = items if isinstance(items, tuple) else map(torch.stack, zip(*items))
+        batch = tuple(x.contiguous() for x in batch)
+        if get_worker_info() is None:
+            return batch
+        try:
+            return tuple(x.share_memory_() for x in batch)
+        except RuntimeError:
+            if not self.told.is_set():
+                self.told.set()
+                slower = "batches go through pipes, which is slower; more of it: docker run --shm-size=8g"
+                print(f"warning: {shared_memory()}: {slower}", file=sys.stderr, flush=True)
+            return ThroughPipe(batch)
+
+
+def shared_memory() -> str:
+    """What is known of the shared memory that batches do not fit into."""
+    try:
+        size = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return "shared memory cannot be used"
+    return f"/dev/shm, of {size.f_blocks * size.f_frsize >> 20} MB, is full"
+
+
 def worker_context() -> BaseContext:
-    """What starts the processes that load data: as multiprocessing does here, but with Flags for events."""
+    """The multiprocessing context of the workers: the platform's default, but with Flags for events."""
 
     class Context(type(multiprocessing.get_context())):
         def Event(self) -> Flag:
             return Flag()
 
     return Context()
+
+
+def how_to_fit(name: str, resize: str | None = None) -> tuple[str, str | None]:
+    """(resize, interpolation) that data set `name` makes frames of another size fit with, see clips/fit.py; --resize
+    wins. So `predict` can treat frames as training did."""
+    module = import_module(f".datasets.{name}", __package__)
+    return resize or getattr(module, "RESIZE", "stretch"), getattr(module, "INTERPOLATION", None)
 
 
 def load_data(
@@ -99,19 +160,25 @@ def load_data(
 ) -> dict[str, DataLoader]:
     """Loaders of the asked splits of data set `name`, by split; batches are (B, T, C, H, W), (B, T_out, C_out, H, W).
 
-    Raises: ValueError or FileNotFoundError in one line that names the flag or file and says what to do.
+    options: see OPTIONS of the data set; those that are None or False are as good as not given.
+    Raises: UserError, one line that names the flag or file and says what to do.
     """
     if name not in PRESETS:
-        raise ValueError(f"--dataname {name}: unknown, choose from {', '.join(PRESETS)}")
+        raise UserError(f"--dataname {name}: unknown, choose from {', '.join(PRESETS)}")
     module = import_module(f".datasets.{name}", __package__)
-    loaders = {}
+    taken = getattr(module, "OPTIONS", ())
+    options = {flag: value for flag, value in options.items() if value is not None and value is not False}
+    if unused := [flag for flag in options if flag not in (*taken, *HARMLESS)]:
+        raise UserError(f"--{unused[0]}: --dataname {name} does not use it, leave it out")
+    options = {flag: value for flag, value in options.items() if flag in taken}
+    loaders, collate = {}, Collate()
     for split in splits:
         data = module.dataset(
             split, data_root=data_root, in_shape=tuple(in_shape), out_shape=tuple(out_shape), seed=seed, **options
         )
         train = split == "train"
         if world is not None and world.size > 1 and len(data) < (batch_size if train else world.size):
-            raise ValueError(
+            raise UserError(
                 f"--dataname {name}: {len(data)} sequences in {split} are too few for {world.size} processes"
             )
         loaders[split] = DataLoader(
@@ -124,4 +191,15 @@ def load_data(
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own: the global generator is left alone
         )
+    return loaders
+
+
+def build_loaders(config: SimpleNamespace, machine: Machine, splits: Sequence[str]) -> dict[str, DataLoader]:
+    """The data of the flags of main.py; prints a line for every clip that --skip_bad leaves out."""
+    flags = {flag: getattr(config, flag, None) for flag in DATA_FLAGS}
+    pin = machine.device.type == "cuda"
+    loaders = load_data(config.dataname, pin_memory=pin, world=machine.world, splits=splits, **flags)
+    skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
+    for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
+        print(f"left out: {reason}", flush=True)
     return loaders

@@ -76,10 +76,15 @@ class Stem(nn.Sequential):
     def __init__(self, channels: int, stride: int) -> None:
         half = channels // 2
         super().__init__(
-            nn.Conv2d(channels, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
-            nn.BatchNorm2d(half), nn.ReLU(inplace=True),
-            nn.Conv2d(half, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
-        )  # fmt: skip
+            nn.Conv2d(channels, half, 3, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(half, channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
         for conv in (self[0], self[5]):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -90,9 +95,11 @@ class Unstem(nn.Sequential):
     def __init__(self, channels: int) -> None:
         half = channels // 2
         super().__init__(
-            nn.ConvTranspose2d(channels, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(channels, half, 3, padding=1),
+            nn.BatchNorm2d(half),
+            nn.ReLU(inplace=True),
             nn.ConvTranspose2d(half, channels, 3, stride=2, padding=1, output_padding=1),
-        )  # fmt: skip
+        )
 
 
 class TemporalModule(nn.Module):

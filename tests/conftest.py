@@ -1,9 +1,8 @@
 """Tiny data on disk, a tiny model, and the release's numbers where they are at hand."""
 
-import gzip
+import resource
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,19 +29,9 @@ def golden() -> dict:
     return torch.load(GOLDEN, weights_only=True)
 
 
-def idx_file(path: Path, images: np.ndarray, magic: int = 2051) -> Path:
-    """MNIST's format: a gzipped IDX file."""
-    header = np.array([magic, *images.shape], dtype=">i4").tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wb") as file:
-        file.write(header + images.astype(np.uint8).tobytes())
-    return path
-
-
 @pytest.fixture
-def mnist_root(tmp_path) -> Path:
-    """A --data_root with both Moving MNIST files, small."""
-    rng = np.random.default_rng(0)
-    idx_file(tmp_path / "moving_mnist/train-images-idx3-ubyte.gz", rng.integers(0, 256, (60, 28, 28)))
-    np.save(tmp_path / "moving_mnist/mnist_test_seq.npy", rng.integers(0, 256, (20, 6, 64, 64)).astype(np.uint8))
-    return tmp_path
+def small_files():
+    """Call it, and no file can grow beyond so many bytes: writing then fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

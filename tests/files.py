@@ -1,8 +1,9 @@
-"""Small files in the real formats, with known content: frame k of every clip is a moving pattern drawn by `picture`."""
+"""Small files in the real formats, with known content: `picture` draws frame k of every clip, a moving pattern."""
 
+from fractions import Fraction
 from pathlib import Path
 
-import cv2
+import av
 import numpy as np
 from PIL import Image
 
@@ -18,16 +19,39 @@ def pictures(frames: int, **kwargs) -> list[np.ndarray]:
     return [picture(k, **kwargs) for k in range(frames)]
 
 
-def write_video(path: Path, frames: list[np.ndarray], codec: str | None = None) -> Path:
-    """avi (MJPG), mp4 and mov (mp4v), mkv (MJPG)."""
+def write_video(
+    path: Path,
+    frames: list[np.ndarray],
+    codec: str | None = None,
+    pixels: str = "yuv420p",
+    times: list[int] | None = None,
+    options: dict | None = None,
+    **settings,
+) -> Path:
+    """mjpeg, in mp4 and mov mpeg4, at 25 frames a second. times: when frames are shown, in milliseconds.
+
+    options: the codec's. settings: attributes of PyAV's codec context, such as sample_aspect_ratio or colorspace.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    codec = codec or {".mp4": "mp4v", ".mov": "mp4v"}.get(path.suffix, "MJPG")
-    height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 25, (width, height))
-    assert writer.isOpened(), path
-    for frame in frames:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
+    codec = codec or {".mp4": "mpeg4", ".mov": "mpeg4"}.get(path.suffix, "mjpeg")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else pixels
+        stream.options = {"qmin": "1", "qmax": "1"} if codec in ("mjpeg", "mpeg4") else {}
+        stream.options = stream.options | (options or {})
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        matrix = {1: "ITU709", 5: "ITU601"}[settings.get("colorspace", 5)]
+        for k, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgba" if frame.shape[-1] == 4 else "rgb24")
+            full = {2: "JPEG"}.get(settings.get("color_range"))
+            picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=matrix, dst_color_range=full)
+            picture.pts, picture.time_base = (k, Fraction(1, 25)) if times is None else (times[k], Fraction(1, 1000))
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
     return path
 
 
@@ -45,8 +69,12 @@ def write_images(folder: Path, frames: list[np.ndarray], name: str = "{:04d}.png
     return folder
 
 
-def write_yuv(path: Path, frames: list[np.ndarray], depth: int = 8) -> Path:
+def write_yuv(path: Path, frames: list[np.ndarray], depth: int = 8, pixels: str = "yuv420p") -> Path:
+    """Raw frames. pixels: FFmpeg's name of an 8-bit layout; of more bits, planar 4:2:0."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    planes = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420) for frame in frames])
-    path.write_bytes(planes.tobytes() if depth == 8 else (planes.astype("<u2") << (depth - 8)).tobytes())
+    pixels = pixels if depth == 8 else f"yuv420p{depth}le"
+    codec = av.CodecContext.create("rawvideo", "w")
+    codec.height, codec.width, codec.pix_fmt, codec.time_base = *frames[0].shape[:2], pixels, Fraction(1, 25)
+    pictures = [av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels) for frame in frames]
+    path.write_bytes(b"".join(bytes(packet) for picture in pictures for packet in codec.encode(picture)))
     return path

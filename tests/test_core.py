@@ -12,10 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import core
 import main
+from API import UserError
 from API.datasets import digits
+from API.evaluation import figures
 from API.evaluation.test_set import copy_last
 from API.run.checkpoint import load_checkpoint
 from API.run.guard import gradient_norm
+from API.run.state import TrainingState
+from API.speed.recompute import recompute_blocks
 from DFDNet import DFDNet
 from WFL import WeightedFrequencyLoss
 
@@ -24,7 +28,7 @@ from WFL import WeightedFrequencyLoss
 def _few_sequences(monkeypatch, request):
     monkeypatch.setattr(digits, "SEQUENCES", {"train": 12, "val": 4, "test": 7})
     if "pictures" not in request.keywords:  # most of a tiny run's time
-        monkeypatch.setattr(visualize, "save_figure", lambda figure, path: path.touch())
+        monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
 
 
 @pytest.fixture
@@ -48,8 +52,8 @@ def test_a_run_trains_validates_tests_and_leaves_everything_behind(start):
     names -= {f"checkpoints/{name}.previous.pth" for name in ("best", "last")}
     pictures = {f"figures/{name}.{kind}" for name in ("best", "median", "worst") for kind in ("png", "gif")}
     assert names == pictures | {
-        "config.json", "log.txt", "metrics.jsonl", "test.json", "scores.npz", "predictions.npz", "checkpoints/last.pth",
-        "checkpoints/best.pth", "figures/training.png", "figures/frames.png",
+        "config.json", "log.txt", "metrics.jsonl", "splits.json", "test.json", "scores.npz", "predictions.npz",
+        "checkpoints/last.pth", "checkpoints/best.pth", "figures/training.png", "figures/frames.png",
     }  # fmt: skip
     assert list((run / "tensorboard").iterdir())
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -58,6 +62,7 @@ def test_a_run_trains_validates_tests_and_leaves_everything_behind(start):
         assert {"train_loss", "val_loss", "val_mse", "val_ssim", "lr", "sequences_per_second"} <= set(record)
         assert [stage["stage"] for stage in record["filter"]] == [0, 1, 2, 3]
         assert all(0 < stage["removed"] < 1 and stage["threshold_moved"] > 0 for stage in record["filter"])
+        assert all(0 < stage["energy_removed"] < stage["removed"] for stage in record["filter"])
     test = json.loads((run / "test.json").read_text())
     assert test["sequences"] == 7
     assert len(test["strict"]["model"]["mse"]["per_frame"]) == 4
@@ -295,27 +300,33 @@ def test_the_norm_of_the_gradient_is_exact_and_clipping_scales_to_it(largest):
         assert torch.allclose(p.grad.double(), g * scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("on_nonfinite", "checkpoint_blocks", "reads"), [("skip", False, 0), ("stop", True, 1)])
-def test_a_training_step_hands_the_host_nothing_but_the_verdict(on_nonfinite, checkpoint_blocks, reads):
+def train_batches(model, batches, folder, optimizer, dtype=torch.float32, precision="fp32", mode="stop", **options):
+    """One pass of core.train_one_epoch over batches, without the rest of a run."""
+    machine = core.Machine("cpu", 0, precision, 1, False)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    guard = core.Guard(model, optimizer, mode, None, "test")
+    criterion = WeightedFrequencyLoss(4, 32, 32).to(dtype)
+    with TrainingState(model, optimizer, scheduler, {}, machine.world).save_in(folder) as run:
+        return core.train_one_epoch(model, criterion, batches, run, guard, machine, **options)
+
+
+@pytest.mark.parametrize(("mode", "recompute", "reads"), [("skip", False, 0), ("stop", True, 1)])
+def test_a_training_step_hands_the_host_nothing_but_the_verdict(mode, recompute, reads, tmp_path):
     """The verdict that stops a run is read at once on a CPU; on a GPU one step later, from pinned memory."""
     counts = []
     for steps in (1, 3):
         model = DFDNet(**TINY | dict(layer_config=(1, 1, 0, 1)))
-        model.temporal.checkpoint_blocks = checkpoint_blocks
+        if recompute:
+            recompute_blocks(model.blocks())
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
-        machine = core.Machine("cpu", 0, "bf16", 1, False)
-        guard = core.Guard(model, optimizer, on_nonfinite, None, "test")
         batches = [(torch.rand(4, 4, 1, 32, 32), torch.rand(4, 4, 1, 32, 32))] * steps
         with HostReads() as host:
-            core.train_one_epoch(
-                model, WeightedFrequencyLoss(4, 32, 32), batches, scheduler, machine, guard, grad_clip=1.0, accumulate=2
-            )
+            train_batches(model, batches, tmp_path, optimizer, precision="bf16", mode=mode, grad_clip=1.0, accumulate=2)
         counts.append(host.count)
     assert counts[1] - counts[0] == 2 * reads  # what two more steps read; the rest is the epoch's
 
 
-def test_a_batch_computed_in_parts_is_the_batch(start):
+def test_a_batch_computed_in_parts_is_the_batch(start, tmp_path):
     """With every part the whole in BatchNorm's eyes: two copies of the same two sequences."""
     torch.manual_seed(0)
     past, future = (torch.rand(2, 4, 1, 32, 32).repeat(2, 1, 1, 1, 1) for _ in range(2))
@@ -323,19 +334,40 @@ def test_a_batch_computed_in_parts_is_the_batch(start):
     for parts in (1, 2):
         torch.manual_seed(1)
         model = DFDNet(**TINY).double()
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        machine = core.Machine("cpu", 0, "fp32", 1, False)
-        guard = core.Guard(model, optimizer, "stop", None, "test")
         batch = [(past.double(), future.double())]
-        criterion = WeightedFrequencyLoss(4, 32, 32).double()
-        core.train_one_epoch(model, criterion, batch, scheduler, machine, guard, 1e-3, parts)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        train_batches(model, batch, tmp_path, optimizer, torch.float64, grad_clip=1e-3, accumulate=parts)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert (weights[0] - weights[1]).norm() <= 1e-7 * weights[0].norm()
-    with pytest.raises(ValueError, match="--accumulate 3: must divide"):
+    with pytest.raises(UserError, match="--accumulate 3: must divide"):
         start("--epochs", "1", "--accumulate", "3")
-    with pytest.raises(ValueError, match="--accumulate 3: must divide"):
+    with pytest.raises(UserError, match="--accumulate 3: must divide"):
         main.run(["summary", "--dataname", "digits", "--accumulate", "3"])
+
+
+def test_the_learning_rate_of_a_record_is_that_of_the_last_step(start):
+    start("--epochs", "2")
+    lr = [json.loads(line)["lr"] for line in (start.folder / "digits/metrics.jsonl").read_text().splitlines()]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([parameter], lr=0.01)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=6, final_div_factor=1e4)
+    used = []
+    for _ in range(6):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert lr == pytest.approx([used[2], used[5]], rel=1e-9)
+
+
+def test_plain_applies_nothing_and_trains_the_same(start):
+    losses = {}
+    for name, *flags in (["fast"], ["plain", "--plain"]):
+        start("--epochs", "1", "--ex_name", name, *flags)
+        losses[name] = json.loads((start.folder / name / "metrics.jsonl").read_text())["train_loss"]
+        assert ("Mish" in (start.folder / name / "log.txt").read_text()) == (name == "fast")
+    assert losses["plain"] == pytest.approx(losses["fast"], rel=1e-4)
+    with pytest.raises(UserError, match="--plain: applies nothing; leave out --checkpoint_blocks"):
+        start("--epochs", "1", "--ex_name", "both", "--plain", "--checkpoint_blocks")
 
 
 def test_a_release_checkpoint_is_tested_and_can_start_a_run(start, golden, tmp_path):

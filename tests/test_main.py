@@ -1,5 +1,6 @@
 """The command line as a user meets it: `python main.py …` in a process of its own."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_FLAGS
-from torch import nn
 
 import main
-from API.evaluation.summary import cost_table, training_bytes
 from API.presets import PRESETS
+from DFDNet import DFDNet
 
 REPO = Path(__file__).parents[1]
 
@@ -26,31 +26,66 @@ def command(*flags: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 
 def test_help_needs_no_torch_and_shows_the_values_of_the_preset(tmp_path):
-    result = command("-h", "--dataname", "digits", cwd=tmp_path, COLUMNS="200")
+    (tmp_path / "torch.py").write_text("raise ImportError")  # found first
+    result = command("-h", "--dataname", "digits", cwd=tmp_path, COLUMNS="200", PYTHONPATH=str(tmp_path))
     assert result.returncode == 0
     for flag, value in PRESETS["digits"].items():
         shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        assert f"--{flag} " in result.stdout
-        assert f"(default: {shown})" in result.stdout
+        line = next(line for line in result.stdout.splitlines() if line.strip().startswith(f"--{flag} "))
+        assert line.endswith(f"({shown})")
+    for mode in main.MODES:
+        assert mode == "train" or f"\n  {mode} " in result.stdout
 
 
-def test_every_flag_has_help_and_a_default():
-    parser = main.build_parser({})
-    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
-    assert all(action.help for action in flags.values())
-    known = set(main.DEFAULTS) | set(PRESETS["mmnist"]) | {"dataname", "runs"}
-    assert set(flags) == known
+@pytest.mark.parametrize("mode", main.MODES)
+def test_every_flag_of_a_mode_has_help_in_a_line_and_the_values_are_all_there(mode, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        main.parse([mode, "-h"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 110
+    assert not [line for line in lines if len(line) > 120]
+    parser = main.Parser(mode, PRESETS["mmnist"])
+    assert all(action.help for action in parser._actions)
+    assert all(action.metavar or action.choices or action.nargs == 0 for action in parser._actions)
+
+
+def test_a_flag_that_a_mode_does_not_use_is_refused_by_name(capsys):
+    for argv, words in (
+        (["test", "--ckpt", "a.pth", "--epochs", "3"], "test takes no --epochs; it is a flag of train"),
+        (["export", "--data_root=x"], "export takes no --data_root=x; it is a flag of train, test, explain, data"),
+        (["compare", "results/a", "--seed", "1"], "compare takes no --seed"),
+        (["--nonsense"], "train takes no --nonsense"),
+        (["test", "results/a"], "only compare takes runs"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main.parse(argv)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_a_mode_it_trains():
+    assert main.parse(["--epochs", "3"]) == main.parse(["train", "--epochs", "3"])
+
+
+def test_a_model_flag_is_an_argument_of_the_model():
+    """The signature of DFDNet is the one place that says what its arguments are."""
+    known = {action.dest for action in main.Parser("train", {})._actions}
+    assert set(inspect.signature(DFDNet).parameters) <= known
+    assert {name: tuple(v) if isinstance(v, list) else v for name, v in PRESETS["mmnist"].items()} | {
+        name: p.default for name, p in inspect.signature(DFDNet).parameters.items() if name != "release"
+    } == {name: tuple(v) if isinstance(v, list) else v for name, v in PRESETS["mmnist"].items()}
 
 
 def test_an_explicit_flag_wins_over_the_preset():
-    defaults, given = main.parse(["--dataname", "digits", "--lr", "0.5"])
+    _, defaults, given = main.parse(["--dataname", "digits", "--lr", "0.5"])
     assert defaults["hid_S"] == PRESETS["digits"]["hid_S"]
     assert {**defaults, **given}["lr"] == 0.5
 
 
 def test_the_default_is_the_paper_s_recipe():
-    defaults, given = main.parse([])
-    assert given == {"mode": "train", "runs": []}
+    mode, defaults, given = main.parse([])
+    assert (mode, given) == ("train", {})
     recipe = dict(
         dataname="mmnist", lr=0.01, batch_size=16, epochs=2000, seed=1, in_shape=[10, 1, 64, 64], hid_S=64, layer=4,
         out_shape=[10, 1, 64, 64], kernel_size=[3, 3, 3, 3], layer_config=[1, 8, 2, 8], groups=2, COF=0.3125,
@@ -132,15 +167,22 @@ def test_summary_counts_the_paper_s_model(tmp_path):
     assert "49.09 G" in result.stdout
     for box in ("(encoder)", "(temporal)", "(decoder)", "(branch_r1)", "(stau)", "(dfdu)"):
         assert box in result.stdout
+    for choice in ("eager", "--compile", "--checkpoint_blocks"):
+        assert any(line.startswith(choice) and line.endswith("GiB") for line in result.stdout.splitlines())
 
 
-def test_summary_predicts_memory_and_warns_where_there_is_less():
-    cost = {"parameters": 2**20, "multiply_adds": 1.0, "activation_bytes": 2.0**28, "constant_bytes": 0.0}
-    assert training_bytes(cost, 4) == 2**24 + 2**30
-    fits, does_not = (cost_table(nn.Linear(1, 1), cost, 4, free) for free in (2**31, 2**30))
-    assert "1.02 GiB for 4 sequences" in fits
-    assert "warning" not in fits
-    assert "--accumulate" in does_not.splitlines()[-1]
+def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path, capsys):
+    """Whatever a researcher's own code raises, be it a ValueError."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", *TINY_FLAGS, "--epochs", "1"])
+    for error in (ValueError("my shapes are wrong"), OSError("mine"), KeyError("name"), RuntimeError("mine")):
+
+        def forward(self, x, error=error):
+            raise error
+
+        monkeypatch.setattr("TemporalModule.STAU.forward", forward)
+        with pytest.raises(type(error)):
+            main.main()
 
 
 def test_only_training_and_testing_run_in_many_processes(monkeypatch):

@@ -1,107 +1,139 @@
-"""Any video -> frames: video files, GIFs, folders of images, npy arrays, raw YUV; decoded one frame at a time."""
+"""Any folder -> its clips, and any clip -> its frames, decoded one at a time."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageSequence
 
-from ..run.files import DAMAGED, reason_of
+from .. import UserError
+from . import images, video, yuv
+from .clip import BadClip, Clip, Unreadable
+from .images import read_film, read_images, sort_images
+from .npy import read_npy
+from .order import in_order, natural
+from .video import read_video
+from .yuv import read_yuv, yuv_clip
 
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-YUV = ".yuv"
-MOST_PIXELS = 2**26  # of one frame, twice 8K: a header that claims more is damaged or hostile
-
-# What is wrong with a file is said once, by us.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
-class BadClip(ValueError):
-    """A clip that cannot be read; the message names the file."""
+KINDS = (*video.ENDINGS, *images.FILMS, ".npy", yuv.ENDING)  # a file of such an ending is a clip
+CACHE_TAG = "CACHEDIR.TAG"  # marks folders of cached files, see https://bford.info/cachedir/
+CACHED = re.compile(r"[0-9a-f]{32}\.npy")
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One source of frames. `name` is unique in its data set.
+def find_clips(
+    folder: Path,
+    yuv_size: Sequence[int] | None = None,
+    yuv_depth: int | None = None,
+    yuv_format: str | None = None,
+    flag: str = "--data_root",
+) -> list[Clip]:
+    """Every clip in a folder and the folders in it, in a fixed order, each once whatever links lead to it; a folder of
+    images is one clip, and what this program has written there, runs and cached frames, is none.
 
-    images: the files of a frame folder, in order; without them `path` itself is decoded. size and depth are those of
-    raw YUV 4:2:0: (height, width), and 8 or 10 bits.
+    yuv_size, yuv_depth, yuv_format: of raw YUV, see yuv_clip. Raises UserError, naming flag and folder, where there is
+    none. What is seen to be unreadable is in the list, so that whoever reads it finds out.
     """
+    if not folder.is_dir():
+        wrong = "is a file; give its folder" if folder.exists() else "is missing: the data set must lie there"
+        raise UserError(f"{flag} {folder} {wrong}")
+    raw, found = (yuv_size, yuv_depth, yuv_format), {}
+    clips = [clip for place in places(folder) for clip in clips_in(place, folder, raw)]
+    for clip in sorted(clips, key=lambda clip: clip.path.is_symlink()):  # links last: the file itself gives the name
+        found.setdefault(tuple(map(identity, clip.files())), clip)
+    if not found:
+        raise UserError(f"{flag} {folder}: no clips in it; looked for {' '.join(KINDS)} and folders of images")
 
-    path: Path
-    name: str
-    images: tuple[Path, ...] = ()
-    size: tuple[int, int] | None = None
-    depth: int = 8
+    def order(clip: Clip) -> tuple:
+        place = clip.path if clip.path.is_dir() else clip.path.parent
+        parts = [natural(part) for part in place.relative_to(folder).parts]
+        return parts, place != clip.path, natural(clip.path.name)
 
-    def fingerprint(self) -> str:
-        """Changes when the source does."""
-        lines = [f"{self.size} {self.depth}"]
-        for path in self.images or (self.path,):
-            status = path.stat()
-            lines.append(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}")
-        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-    def files(self) -> tuple[Path, ...]:
-        """Where the frames come from."""
-        return self.images or (self.path,)
+    return sorted(found.values(), key=order)
 
 
-def natural(path: Path) -> list[tuple]:
-    """A sorting key that puts frame 2 before frame 10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def hidden(path: Path) -> bool:
-    """Whether a path below the data set's folder leads into hidden files or folders, such as the cache's."""
-    return any(part.startswith(".") for part in path.parts)
+def clips_at(
+    path: Path,
+    yuv_size: Sequence[int] | None = None,
+    yuv_depth: int | None = None,
+    yuv_format: str | None = None,
+    flag: str = "--input",
+) -> list[Clip]:
+    """The clips in a folder, see find_clips, or the one of a file. Raises UserError, naming flag and path, for none."""
+    if path.is_dir():
+        return find_clips(path, yuv_size, yuv_depth, yuv_format, flag)
+    if not path.exists():
+        raise UserError(f"{flag} {path}: no such file or folder")
+    kind = path.suffix.lower()
+    if kind == yuv.ENDING:
+        return [yuv_clip(path, path.name, yuv_size, yuv_depth, yuv_format)]
+    if kind in KINDS or (kind in images.MAYBE_FILMS and images.is_film(path)):
+        return [Clip(path, path.name)]
+    what = "one image" if kind in images.ENDINGS else "unknown kind of file"
+    raise UserError(f"{flag} {path}: {what}, expected {' '.join(KINDS)} or a folder of images or clips")
 
 
 def images_in(folder: Path) -> tuple[Path, ...]:
-    """The image files right in a folder, in order."""
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-    return tuple(sorted(images, key=natural))
+    """The image files right in a folder that are the frames of one clip, in order. Raises BadClip, see in_order."""
+    files = [path for path in folder.iterdir() if path.suffix.lower() in images.ENDINGS and path.name[0] != "."]
+    return in_order(sort_images(sorted(files))[0])
 
 
-def find_clips(folder: Path, yuv_size: Sequence[int] | None = None, yuv_depth: int | None = None) -> list[Clip]:
-    """Every clip in a folder and the folders in it, in a fixed order; a folder of images is one clip.
-
-    Raises ValueError, naming the folder, where there is none.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: --data_root must hold the data set there")
-    clips = []
-    places = [p for p in folder.rglob("*") if p.is_dir() and not hidden(p.relative_to(folder))]
-    for place in (folder, *sorted(places, key=lambda p: [natural(part) for part in (*reversed(p.parents), p)])):
-        if images := images_in(place):
-            clips.append(Clip(place, place.relative_to(folder).as_posix(), images))
-        for path in sorted(place.iterdir(), key=natural):
-            kind = "" if path.name.startswith(".") else path.suffix.lower()
-            if kind in (*VIDEOS, ".gif", ".npy") and path.is_file():
-                clips.append(Clip(path, path.relative_to(folder).as_posix()))
-            elif kind == YUV:
-                size, depth = yuv_layout(path, yuv_size, yuv_depth)
-                clips.append(Clip(path, path.relative_to(folder).as_posix(), (), size, depth))
-    if not clips:
-        kinds = " ".join((*VIDEOS, ".gif", ".npy", YUV))
-        raise ValueError(f"{folder}: no clips in it; looked for {kinds} and folders of images")
-    return clips
+def identity(path: Path) -> tuple:
+    """Equal for paths that lead to one file or folder."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (path,)
+    return (status.st_dev, status.st_ino, status.st_size) if status.st_ino else (path.resolve(),)
 
 
-def yuv_layout(path: Path, size: Sequence[int] | None, depth: int | None) -> tuple[tuple[int, int] | None, int]:
-    """((height, width), bits) of a raw YUV file: as given, else from a name such as clip_3840x2160_10bit.yuv."""
-    if size is None and (match := re.search(r"(\d{2,5})x(\d{2,5})", path.stem)):
-        size = int(match[1]), int(match[2])
-    if depth is None:
-        depth = 10 if re.search(r"10 ?-?_?bit|p10", path.stem, re.IGNORECASE) else 8
-    return (None if size is None else (size[1], size[0])), depth
+def places(folder: Path) -> Iterator[Path]:
+    """The folder and the folders in it, each once: first what is really there, then what links lead to."""
+    seen, folders, links = set(), [folder], []
+    while folders or links:
+        place = (folders or links).pop(0)
+        if (there := identity(place)) in seen or (place != folder and is_result(place)):
+            continue
+        seen.add(there)
+        yield place
+        try:
+            inside = [Path(entry.path) for entry in os.scandir(place) if entry.is_dir() and entry.name[0] != "."]
+        except OSError:  # clips_in says so
+            continue
+        for path in sorted(inside):
+            (links if path.is_symlink() else folders).append(path)
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder is that of a run of this program, or of a comparison of runs."""
+    return (folder / "comparison.csv").is_file() or (
+        (folder / "checkpoints").is_dir() and any((folder / name).is_file() for name in ("config.json", "log.txt"))
+    )
+
+
+def clips_in(place: Path, root: Path, raw: tuple) -> Iterator[Clip]:
+    """The clips right in a folder, whose names begin at root. raw: what is known of raw YUV, see yuv_clip."""
+    try:
+        entries = sorted((Path(entry.path) for entry in os.scandir(place) if not entry.is_dir()), key=lambda p: p.name)
+    except OSError as error:
+        yield Clip(place, place.relative_to(root).as_posix(), problem=f"{place}: {error.strerror}")
+        return
+    files = [path for path in entries if not path.name.startswith(".")]
+    stills, films = sort_images([path for path in files if path.suffix.lower() in (*images.ENDINGS, *images.FILMS)])
+    name = root.resolve().name if place == root else place.relative_to(root).as_posix()
+    if stills:
+        try:
+            yield Clip(place, name, in_order(stills))
+        except BadClip as error:
+            yield Clip(place, name, tuple(stills), problem=str(error))
+    cached = any(path.name == CACHE_TAG for path in files)
+    for path in files:
+        kind, name = path.suffix.lower(), path.relative_to(root).as_posix()
+        if kind == yuv.ENDING:
+            yield yuv_clip(path, name, *raw)
+        elif path in films or (kind in KINDS and not (cached and CACHED.fullmatch(path.name))):
+            yield Clip(path, name)
 
 
 def read_frames(clip: Clip) -> Iterator[np.ndarray]:
@@ -109,165 +141,33 @@ def read_frames(clip: Clip) -> Iterator[np.ndarray]:
 
     Raises BadClip, naming the file, where it cannot be read to its end.
     """
+    if clip.problem:
+        raise BadClip(clip.problem)
     kind = clip.path.suffix.lower()
-    if clip.images:
-        reader = (read_image(path) for path in clip.images)
-    elif kind in VIDEOS:
-        reader = read_video(clip.path)
-    elif kind == ".gif":
-        reader = read_gif(clip.path)
-    elif kind == ".npy":
-        reader = read_npy(clip.path)
-    else:
-        reader = read_yuv(clip)
     try:
-        size = None
-        for frame in reader:
-            if size not in (None, frame.shape):
-                raise BadClip(f"{clip.path}: mixed sizes, a frame is {describe(frame.shape)} after {describe(size)}")
-            size = frame.shape
-            yield frame
-    except OSError as error:
-        raise BadClip(f"{error.filename or clip.path}: {error.strerror or error}") from None
-
-
-def describe(shape: Sequence[int]) -> str:
-    """(H, W, C) in words."""
-    return f"{shape[1]}x{shape[0]} of {shape[2]} channels"
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) RGB uint8, any image file."""
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            check_pixels(path, *image.size)
-            return np.asarray(image.convert("RGB"))
-    except BadClip:
-        raise
-    except Exception as error:  # decoders of images fail in as many ways as images can be damaged
-        raise BadClip(f"{path}: not a readable image ({reason_of(error)})") from None
-
-
-def read_gif(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a GIF, RGB."""
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            check_pixels(path, *image.size)
-            for frame in ImageSequence.Iterator(image):
-                yield np.asarray(frame.convert("RGB"))
-    except BadClip:
-        raise
-    except Exception as error:
-        raise BadClip(f"{path}: not a readable GIF ({reason_of(error)})") from None
-
-
-def read_video(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a video file, RGB, with OpenCV and the FFmpeg in it."""
-    with path.open("rb"):  # a missing file or permission is told apart from a damaged video
-        pass
-    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    try:
-        if not video.isOpened():
-            raise BadClip(f"{path}: not a video that OpenCV can decode")
-        check_pixels(path, video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        announced, count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
-        while True:
-            there, frame = video.read()
-            if not there:
-                break
-            count += 1
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        # The count in the header is exact for whole files but for a frame or two at the ends.
-        if count == 0 or count < announced - max(2, announced // 50):
-            raise BadClip(f"{path}: cut short or damaged, {count} of {announced} frames can be decoded")
-    except cv2.error as error:
-        raise BadClip(f"{path}: not a video that OpenCV can decode ({error.code})") from None
-    finally:
-        video.release()
-
-
-def open_npy(path: Path) -> np.ndarray:
-    """A (T, H, W) or (T, H, W, C) array, uint8 or floating in [0, 1], memory-mapped. Raises BadClip for another."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise BadClip(f"{path}: {error.strerror or error}") from None
-    except DAMAGED as error:
-        raise BadClip(f"{path}: not a sound npy file ({reason_of(error)})") from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or 0 in array.shape:
-        raise BadClip(
-            f"{path}: expected an array (T, H, W) or (T, H, W, C), found {getattr(array, 'shape', 'an archive')}"
-        )
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise BadClip(f"{path}: expected uint8, or floats in [0, 1], found {array.dtype}")
-    check_pixels(path, array.shape[1], array.shape[2])
-    return array if array.ndim == 4 else array[..., None]
-
-
-def read_npy(path: Path) -> Iterator[np.ndarray]:
-    """The frames of an npy file, with the channels that it has."""
-    for frame in open_npy(path):
-        if frame.dtype != np.uint8:
-            if not (np.isfinite(frame).all() and frame.min() >= 0 and frame.max() <= 1):
-                raise BadClip(f"{path}: its floats must lie in [0, 1]")
-            frame = (frame * 255).round().astype(np.uint8)
-        yield np.asarray(frame)
-
-
-def read_yuv(clip: Clip) -> Iterator[np.ndarray]:
-    """The frames of a raw planar YUV 4:2:0 file, RGB; 10 bits are little-endian in two bytes."""
-    if clip.size is None:
-        raise BadClip(
-            f"{clip.path}: raw YUV does not say its size; give --yuv_size WIDTH HEIGHT or put 3840x2160 in the name"
-        )
-    height, width = clip.size
-    if height % 2 or width % 2 or not (0 < height * width <= MOST_PIXELS):
-        raise BadClip(f"{clip.path}: YUV 4:2:0 frames have even sizes, not {width}x{height}")
-    dtype = np.dtype("<u2" if clip.depth > 8 else "u1")
-    values = height * width * 3 // 2
-    size = clip.path.stat().st_size
-    if size == 0 or size % (values * dtype.itemsize):
-        frame = f"{values * dtype.itemsize} bytes a frame of {width}x{height} in {clip.depth} bits"
-        raise BadClip(
-            f"{clip.path}: its {size} bytes are no whole number of frames ({frame}); see --yuv_size, --yuv_depth"
-        )
-    with clip.path.open("rb") as file:
-        while data := file.read(values * dtype.itemsize):
-            planes = np.frombuffer(data, dtype)
-            if clip.depth > 8:
-                planes = (planes >> (clip.depth - 8)).clip(0, 255).astype(np.uint8)
-            yield cv2.cvtColor(planes.reshape(height * 3 // 2, width), cv2.COLOR_YUV2RGB_I420)
-
-
-def check_pixels(path: Path, width: float, height: float) -> None:
-    """Raise BadClip where a header claims frames that would fill the memory."""
-    if not 0 < width * height <= MOST_PIXELS:
-        raise BadClip(f"{path}: its header claims frames of {width:.0f}x{height:.0f} pixels")
-
-
-def fit(frame: np.ndarray, shape: tuple[int, int, int], resize: str, where: Path) -> np.ndarray:
-    """(h, w, c) uint8 -> (C, H, W) uint8: colours to grey or grey to colours, then resized.
-
-    resize: "crop" keeps the aspect ratio and cuts what stands over, evenly; "stretch" does not.
-    """
-    C, H, W = shape
-    if frame.shape[-1] != C:
-        if frame.shape[-1] == 3 and C == 1:
-            frame = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
-        elif frame.shape[-1] == 1:
-            frame = frame.repeat(C, -1)
+        if clip.images:
+            yield from read_images(clip.images)
+        elif kind in video.ENDINGS:
+            yield from read_video(clip.path)
+        elif kind == ".npy":
+            yield from read_npy(clip.path)
+        elif kind == yuv.ENDING:
+            yield from read_yuv(clip)
         else:
-            raise BadClip(f"{where}: has {frame.shape[-1]} channels, --in_shape asks for {C}")
-    h, w = frame.shape[:2]
-    if (h, w) != (H, W):
-        if resize == "crop":
-            scale = max(H / h, W / w)
-            cut_h, cut_w = min(h, round(H / scale)), min(w, round(W / scale))
-            top, left = (h - cut_h) // 2, (w - cut_w) // 2
-            frame = frame[top : top + cut_h, left : left + cut_w]
-        shrinking = frame.shape[0] * frame.shape[1] > H * W
-        frame = cv2.resize(
-            np.ascontiguousarray(frame), (W, H), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-        )
-        frame = frame.reshape(H, W, C)
-    return np.ascontiguousarray(frame.transpose(2, 0, 1))
+            yield from read_film(clip.path)
+    except OSError as error:
+        raise Unreadable(f"{error.filename or clip.path}: {error.strerror or error}") from None
+
+
+def frame_rate(clip: Clip) -> float:
+    """Frames a second: on average as a video's container says, of a film by its first frame, 25 where a clip does not
+    say. Raises BadClip, naming the file, where it cannot be opened."""
+    kind = clip.path.suffix.lower()
+    try:
+        if not clip.images and kind in video.ENDINGS:
+            return video.frame_rate(clip.path)
+        if not clip.images and kind in (*images.FILMS, *images.MAYBE_FILMS):
+            return images.frame_rate(clip.path)
+    except OSError as error:
+        raise Unreadable(f"{error.filename or clip.path}: {error.strerror or error}") from None
+    return video.DEFAULT_RATE

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import UserError
 from ..datasets import BatchedDataset
 from .cache import ClipCache
-from .reading import BadClip, Clip
+from .clip import BadClip, Clip
 
 
 def open_all(
@@ -32,7 +33,7 @@ def open_all(
                 raise BadClip(f"{error}; --skip_bad goes on without it") from None
             skipped.append(str(error))
     if not good:
-        raise ValueError(f"{title}: none of its {len(clips)} clips can be read, the first because {skipped[0]}")
+        raise UserError(f"{title}: none of its {len(clips)} clips can be read, the first because {skipped[0]}")
     return good, lengths, skipped
 
 
@@ -57,8 +58,8 @@ class ClipWindows(BatchedDataset):
             clip, first, last = window[0], window[1], window[-1]
             video = self.cache.open(self.clips[clip])
             row[:] = video[first : last + 1] if last - first == len(row) - 1 else video[window[1:]]
-        batch = torch.from_numpy(frames) / 255
-        return batch[:, : self.T], batch[:, self.T :]
+        frames = torch.from_numpy(frames)
+        return frames[:, : self.T] / 255, frames[:, self.T :] / 255  # contiguous, each in its own memory
 
     def sources(self, index: int) -> tuple[str, list]:
         """(the clip, names of its frames) of a window; equal names are equal frames, in whatever split."""
@@ -97,13 +98,27 @@ def sliding_windows(
         else:
             long[clip] = frames
     if not long:
-        raise ValueError(f"{title}: no clip is long enough for a window of {T} + {T_out} frames")
+        raise UserError(f"{title}: no clip is long enough for a window of {T} + {T_out} frames")
     kept = select(list(long))
     windows = [row for k, clip in enumerate(kept) for row in slide(k, long[clip], T + T_out, stride)]
     return ClipWindows(cache, kept, np.array(windows, np.int32), T, skipped)
 
 
-def cache_of(data_root: str | Path, options: dict, in_shape: Sequence[int], resize: str) -> ClipCache:
-    """The cache of the flags: --cache_dir, else .cache in data_root; none with --no_cache."""
+def cache_of(
+    data_root: str | Path,
+    options: dict,
+    in_shape: Sequence[int],
+    resize: str,
+    interpolation: str | None = None,
+    partial: bool = False,
+) -> ClipCache:
+    """The cache of the flags: --cache_dir, else .cache in data_root; none with --no_cache.
+
+    resize, interpolation: the data set's own, see `fit`; --resize wins over the former. partial: see ClipCache. Raises
+    UserError, naming --cache_dir, where the folder cannot be used.
+    """
     folder = None if options.get("no_cache") else Path(options.get("cache_dir") or Path(data_root) / ".cache")
-    return ClipCache(folder, tuple(in_shape[1:]), options.get("resize") or resize)
+    cache = ClipCache(folder, tuple(in_shape[1:]), options.get("resize") or resize, interpolation, partial)
+    if folder is not None:
+        cache.prepare()
+    return cache

@@ -1,9 +1,15 @@
 """The data sets: one file for each --dataname, and a preset of that name in API/presets.py.
 
 API/datasets/<name>.py has a function dataset(split, *, data_root, in_shape, out_shape, seed, **options) that returns a
-PyTorch Dataset of (past (T, C, H, W), future (T_out, C_out, H, W)), float32 in [0, 1]. It may have __getitems__(indices),
-which returns a batch of both at once. One with generated = True makes up its items: epoch e asks for the indices from
-e * len on. One with sources(index) says where an item comes from, so that overlap between splits can be checked.
+PyTorch Dataset of (past (T, C, H, W), future (T_out, C_out, H, W)), float32 in [0, 1]; split is train, val or test. Its
+OPTIONS name the flags of API.dataloader that it takes; any other is refused. The rest is optional:
+
+    __getitems__(indices)   a whole batch at once
+    generated = True        it makes up its items: epoch e asks for the indices from e * len on
+    skipped, note           what was left out, and what a reader of its scores has to know, in words
+    clips                   the Clips that its windows are cut from: `data` lists them, a run keeps them in splits.json
+    RESIZE, INTERPOLATION   of the module: how frames of other sizes are made to fit, see API/clips/fit.py
+    sources(index)          (file, names of its frames) of an item; without it, overlap between splits is not checked
 """
 
 from collections.abc import Sequence
@@ -16,7 +22,8 @@ class BatchedDataset(Dataset):
     """A data set that makes batches at once, by __getitems__; a single item is a batch of one."""
 
     generated = False
-    skipped: Sequence[str] = ()  # what was left out of it, in words
+    skipped: Sequence[str] = ()
+    note = ""
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         past, future = self.__getitems__([index])

@@ -2,7 +2,8 @@
 
 A line of train.txt or test.txt, `images/S1_Directions.54138969_,226,296`, is a sequence: every fifth frame from the
 first number to the last. --split list takes the published lists, which leak: all 838 videos are in both. --split
-subject does not leak: subjects 1, 5, 6, 7, 8 train and 9, 11 test.
+subject does not leak: subjects 1, 5, 6, 7, 8 train and 9, 11 test. Frames are resized
+bicubically, as OpenSTL does.
 """
 
 import re
@@ -11,31 +12,34 @@ from pathlib import Path
 
 import numpy as np
 
-from ..clips.reading import BadClip, Clip
+from .. import UserError
+from ..clips.clip import BadClip, Clip
 from ..clips.windows import ClipWindows, cache_of, open_all
 
 STEP = 5
 TRAIN_SUBJECTS, TEST_SUBJECTS = (1, 5, 6, 7, 8), (9, 11)
 VAL_SHARE = 0.05  # of the training videos, chosen by the seed
+RESIZE, INTERPOLATION = "stretch", "bicubic"
+OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "split_by")
 HELP = "see data/human/README.md"
 
 
 def read_list(path: Path) -> list[tuple[str, int, int]]:
-    """[(prefix, first frame, last frame)]. Raises ValueError, with path and line, for a line that does not parse."""
+    """[(prefix, first frame, last frame)]. Raises UserError, with path and line, for a line that does not parse."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {HELP}")
+        raise UserError(f"{path} is missing: {HELP}")
     entries = []
     for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
         if not line.strip():
             continue
         match = re.fullmatch(r"\s*(\S.*?)\s*,\s*(\d{1,9})\s*,\s*(\d{1,9})\s*", line)
         if not match or int(match[2]) > int(match[3]):
-            raise ValueError(f"{path}, line {number}: expected 'PREFIX,FIRST,LAST', found {line.strip()[:80]!r}")
+            raise UserError(f"{path}, line {number}: expected 'PREFIX,FIRST,LAST', found {line.strip()[:80]!r}")
         if Path(match[1]).is_absolute() or ".." in Path(match[1]).parts:
-            raise ValueError(f"{path}, line {number}: {match[1]!r} leads out of the data set's folder")
+            raise UserError(f"{path}, line {number}: {match[1]!r} leads out of the data set's folder")
         entries.append((match[1], int(match[2]), int(match[3])))
     if not entries:
-        raise ValueError(f"{path}: empty: {HELP}")
+        raise UserError(f"{path}: empty: {HELP}")
     return entries
 
 
@@ -43,7 +47,7 @@ def subject_of(prefix: str) -> int:
     """1 for 'images/S1_Directions.54138969_'."""
     match = re.match(r"S(\d+)_", Path(prefix).name)
     if not match:
-        raise ValueError(f"--split subject: {prefix!r} does not begin with a subject such as S1_")
+        raise UserError(f"--split subject: {prefix!r} does not begin with a subject such as S1_")
     return int(match[1])
 
 
@@ -92,13 +96,13 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWi
             raise BadClip(f"{problem}; --skip_bad goes on without it")
     if not wanted:
         reason = f", the first because {skipped[0]}" if skipped else ""
-        raise ValueError(f"{root}: no usable {split} sequence (--split {by}){reason}")
+        raise UserError(f"{root}: no usable {split} sequence (--split {by}){reason}")
     frames_of = {prefix: sorted({n for numbers in windows for n in numbers}) for prefix, windows in wanted.items()}
     clips = [
         Clip(root / prefix, prefix, tuple(root / f"{prefix}{n:06d}.jpg" for n in frames))
         for prefix, frames in frames_of.items()
     ]
-    cache = cache_of(data_root, options, in_shape, "stretch")
+    cache = cache_of(data_root, options, in_shape, RESIZE, INTERPOLATION)
     good, _, bad = open_all(cache, clips, skip_bad, f"{split} videos of {root}")
     windows = []
     for k, clip in enumerate(good):

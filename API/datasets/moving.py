@@ -1,10 +1,13 @@
 """Two digits drifting and bouncing in a box, generated: the physics of Moving MNIST, for any set of digit images."""
 
+import hashlib
+
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from .. import UserError
 from . import BatchedDataset
 
 DIGITS_A_SEQUENCE = 2
@@ -48,8 +51,9 @@ def trajectories(u: np.ndarray, frames: int) -> np.ndarray:
 class MovingDigits(BatchedDataset):
     """Generated sequences: number -> (past (T, 1, H, W), future (T_out, 1, H, W)), float32 in [0, 1].
 
-    digits: (N, side, side) uint8 images. Sequence `number` is a pure function of (seed, stream, number), whoever asks
-    for it and whenever; a training set's numbers go on counting from epoch to epoch, so no epoch repeats another.
+    digits: (N, side, side) uint8 images. Sequence `number` is a pure function of (seed, stream, number), the
+    same in every process and order; a training set's numbers go on counting from epoch to epoch, so no epoch repeats
+    another.
     """
 
     generated = True
@@ -67,11 +71,9 @@ class MovingDigits(BatchedDataset):
         self.frames = self.T + out_shape[0]
         side = digits.shape[-1]
         if channels != 1 or out_shape[1] != 1:
-            raise ValueError(f"--in_shape {list(in_shape)}: moving digits are grey, the number of channels is 1")
+            raise UserError(f"--in_shape {list(in_shape)}: moving digits are grey, the number of channels is 1")
         if min(self.height, self.width) < side:
-            raise ValueError(
-                f"--in_shape {list(in_shape)}: frames must be at least {side} high and wide for the digits"
-            )
+            raise UserError(f"--in_shape {list(in_shape)}: frames must be at least {side} high and wide for the digits")
         self.digits, self.length, self.seed, self.stream = digits, length, seed, stream
 
     def __len__(self) -> int:
@@ -79,8 +81,13 @@ class MovingDigits(BatchedDataset):
 
     def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
         """A batch at once: (B, T, 1, H, W), (B, T_out, 1, H, W)."""
-        frames = torch.from_numpy(self.draw(numbers)).unsqueeze(2) / 255
-        return frames[:, : self.T], frames[:, self.T :]
+        frames = torch.from_numpy(self.draw(numbers)).unsqueeze(2)
+        return frames[:, : self.T] / 255, frames[:, self.T :] / 255  # contiguous, each in its own memory
+
+    def sources(self, number: int) -> tuple[str, list]:
+        """(the two digits, each of them) of a sequence, named by what they look like; MovingDigits store no frames."""
+        names = [hashlib.sha256(self.digits[k].tobytes()).hexdigest()[:16] for k in self.script([number])[0][0]]
+        return " ".join(sorted(names)), names
 
     def script(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """What happens: which digits (B, 2), and their top left pixels (B, 2, frames, 2)."""

@@ -6,10 +6,15 @@ No split is published. Ours, by clip, is data/sjtu4k/split.txt.
 import re
 from pathlib import Path
 
-from ..clips.reading import Clip, find_clips
+from .. import UserError
+from ..clips.clip import Clip
+from ..clips.reading import find_clips
 from ..clips.windows import ClipWindows, cache_of, sliding_windows
 
-SPLIT = Path(__file__).parents[1] / "data/sjtu4k/split.txt"
+SPLIT = Path(__file__).parents[2] / "data/sjtu4k/split.txt"
+RESIZE, INTERPOLATION = "stretch", None
+YUV = ("yuv_size", "yuv_depth", "yuv_format")
+OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", *YUV)
 
 
 def plain(name: str) -> str:
@@ -26,28 +31,28 @@ def read_split(path: Path = SPLIT) -> dict[str, str]:
         if line:
             part, _, name = line.partition(" ")
             if part not in ("train", "val", "test") or not plain(name):
-                raise ValueError(f"{path}, line {number}: expected 'train|val|test CLIP NAME', found {line!r}")
+                raise UserError(f"{path}, line {number}: expected 'train|val|test CLIP NAME', found {line!r}")
             split[plain(name)] = part
     return split
 
 
 def split_of(clip: Clip, split: dict[str, str]) -> str:
-    """The split that a clip belongs to. Raises ValueError for a clip that is not listed."""
+    """The split that a clip belongs to. Raises UserError for a clip that is not listed."""
     names = [plain(part) for part in reversed(clip.name.split("/"))]
     found = next((split[name] for name in names if name in split), None)
     if found is None:
-        raise ValueError(f"{clip.path}: not in the split; add a line 'train|val|test {clip.path.stem}' to {SPLIT}")
+        raise UserError(f"{clip.path}: not in the split; add a line 'train|val|test {clip.path.stem}' to {SPLIT}")
     return found
 
 
 def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWindows:
     """Windows over the clips of a split, resized to --in_shape."""
     root, listed = Path(data_root) / "sjtu4k", read_split()
-    clips = find_clips(root, options.get("yuv_size"), options.get("yuv_depth"))
+    clips = find_clips(root, *map(options.get, YUV))
     chosen = [clip for clip in clips if split_of(clip, listed) == split]
     if not chosen:
-        raise ValueError(f"{root}: none of its {len(clips)} clips is in the {split} split of {SPLIT}")
+        raise UserError(f"{root}: none of its {len(clips)} clips is in the {split} split of {SPLIT}")
     T, T_out = in_shape[0], out_shape[0]
     stride = options.get("stride") or T + T_out
-    cache = cache_of(data_root, options, in_shape, "stretch")
+    cache = cache_of(data_root, options, in_shape, RESIZE, INTERPOLATION)
     return sliding_windows(cache, chosen, T, T_out, stride, options.get("skip_bad", False), f"{split} clips of {root}")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import UserError
 from ..run.files import read_arrays
 from . import BatchedDataset
 
@@ -38,8 +39,8 @@ class Flows(BatchedDataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch at once."""
-        batch = torch.from_numpy(self.frames[self.windows[indices]])
-        return batch[:, : self.T], batch[:, self.T :]
+        windows = self.windows[indices]
+        return torch.from_numpy(self.frames[windows[:, : self.T]]), torch.from_numpy(self.frames[windows[:, self.T :]])
 
     def sources(self, index: int) -> tuple[str, list]:
         """(the part of the data, names of its frames) of a window; frames of equal content have equal names."""
@@ -47,16 +48,16 @@ class Flows(BatchedDataset):
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The four arrays. Raises ValueError, naming path, where one is missing or is not what it should be."""
+    """The four arrays. Raises UserError, naming path, where one is missing or is not what it should be."""
     arrays = read_arrays(path)
     if missing := [name for name in ARRAYS if name not in arrays]:
-        raise ValueError(f"{path}: has no array {missing[0]}: {HELP}")
+        raise UserError(f"{path}: has no array {missing[0]}: {HELP}")
     arrays = {name: arrays[name] for name in ARRAYS}
     for name, array in arrays.items():
         if array.ndim != 5 or array.shape[2:] != (2, 32, 32) or array.dtype.kind not in "fiu" or len(array) == 0:
-            raise ValueError(f"{path}: {name} is {array.shape} {array.dtype}, expected (N, frames, 2, 32, 32)")
+            raise UserError(f"{path}: {name} is {array.shape} {array.dtype}, expected (N, frames, 2, 32, 32)")
         if not (np.isfinite(array).all() and np.abs(array).max() <= 1.0001):
-            raise ValueError(f"{path}: {name} is not within [-1, 1]")
+            raise UserError(f"{path}: {name} is not within [-1, 1]")
     return arrays
 
 
@@ -67,7 +68,7 @@ def from_npz(path: Path, split: str, T: int, T_out: int) -> Flows:
     X, Y = arrays[f"X_{side}"], arrays[f"Y_{side}"]
     if len(X) != len(Y) or X.shape[1] < T or T_out > Y.shape[1]:
         shapes = f"X_{side} {X.shape}, Y_{side} {Y.shape}"
-        raise ValueError(f"{path}: {shapes} do not hold {T} -> {T_out} frames (--in_shape, --out_shape)")
+        raise UserError(f"{path}: {shapes} do not hold {T} -> {T_out} frames (--in_shape, --out_shape)")
     sequences = np.concatenate([X[:, -T:], Y[:, :T_out]], 1).astype(np.float32)
     if split != "test":
         cut = len(sequences) - max(1, round(VAL_SHARE * len(sequences)))
@@ -83,27 +84,27 @@ def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import h5py
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {HELP}")
+        raise UserError(f"{path} is missing: {HELP}")
     try:
         with h5py.File(path, "r") as file:
             for name in ("data", "date"):
                 if not isinstance(file.get(name), h5py.Dataset):
-                    raise ValueError(f"{path}: has no dataset '{name}': {HELP}")
+                    raise UserError(f"{path}: has no dataset '{name}': {HELP}")
             data, date = file["data"], file["date"]
             if data.ndim != 4 or data.shape[1:] != (2, 32, 32) or data.dtype.kind not in "fiu" or len(data) == 0:
-                raise ValueError(f"{path}: its data are {data.shape} {data.dtype}, expected (N, 2, 32, 32)")
+                raise UserError(f"{path}: its data are {data.shape} {data.dtype}, expected (N, 2, 32, 32)")
             if data.size * 4 > MOST_BYTES or date.shape != data.shape[:1]:
-                raise ValueError(f"{path}: {data.shape} data and {date.shape} dates do not belong together")
+                raise UserError(f"{path}: {data.shape} data and {date.shape} dates do not belong together")
             values, stamps = data[:].astype(np.float32), [bytes(stamp).decode("ascii", "replace") for stamp in date[:]]
     except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a sound h5 file ({str(error).splitlines()[0][:100]}): {HELP}") from None
+        raise UserError(f"{path}: not a sound h5 file ({str(error).splitlines()[0][:100]}): {HELP}") from None
     if not (np.isfinite(values).all() and values.min() >= 0):
-        raise ValueError(f"{path}: its data hold negative or no numbers of taxis")
+        raise UserError(f"{path}: its data hold negative or no numbers of taxis")
     try:
         days = np.array([f"{s[:4]}-{s[4:6]}-{s[6:8]}" for s in stamps], dtype="datetime64[D]")
         slots = np.array([int(s[8:]) for s in stamps])
     except ValueError:
-        raise ValueError(f"{path}: its dates are not like 2013070101") from None
+        raise UserError(f"{path}: its dates are not like 2013070101") from None
     time = (days - np.datetime64("2000-01-01")).astype(int) * SLOTS_A_DAY + slots - 1
     order = np.argsort(time, kind="stable")
     return values[order], time[order]
@@ -116,7 +117,7 @@ def from_h5(root: Path, split: str, T: int, T_out: int) -> Flows:
     test_from = parts[-1][1][-1] + 1 - TEST_DAYS * SLOTS_A_DAY
     train_side = np.flatnonzero(time < test_from)
     if len(train_side) == 0:
-        raise ValueError(f"{root}: no half hour lies before the test set, the last {TEST_DAYS} days of {YEARS[-1]}")
+        raise UserError(f"{root}: no half hour lies before the test set, the last {TEST_DAYS} days of {YEARS[-1]}")
     val_from = time[train_side[round((1 - VAL_SHARE) * (len(train_side) - 1))]]
     lower, upper = {"train": (-1, val_from), "val": (val_from, test_from), "test": (test_from, time[-1] + 1)}[split]
     length = T + T_out
@@ -128,7 +129,7 @@ def from_h5(root: Path, split: str, T: int, T_out: int) -> Flows:
     )
     windows = first[whole][:, None] + np.arange(length)
     if len(windows) == 0:
-        raise ValueError(f"{root}: the {split} part has no {length} half hours in a row (--in_shape, --out_shape)")
+        raise UserError(f"{root}: the {split} part has no {length} half hours in a row (--in_shape, --out_shape)")
     return Flows((frames / frames[train_side].max()).clip(0, 1), windows, T, f"{YEARS[0]}-{YEARS[-1]}, {split}")
 
 
@@ -136,9 +137,9 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **_) -> Flows:
     """From the npz where there is one, else from the h5 files."""
     root = Path(data_root) / "taxibj"
     if tuple(in_shape[1:]) != (2, 32, 32) or tuple(out_shape[1:]) != (2, 32, 32):
-        raise ValueError(f"--in_shape {list(in_shape)}: TaxiBJ is 2x32x32")
+        raise UserError(f"--in_shape {list(in_shape)}: TaxiBJ is 2x32x32")
     if (root / "dataset.npz").is_file():
         return from_npz(root / "dataset.npz", split, in_shape[0], out_shape[0])
     if not any((root / f"{year}_M32x32_T30_InOut.h5").is_file() for year in YEARS):
-        raise FileNotFoundError(f"{root / 'dataset.npz'} is missing, and so are the h5 files {YEARS[0]}…: {HELP}")
+        raise UserError(f"{root / 'dataset.npz'} is missing, and so are the h5 files {YEARS[0]}…: {HELP}")
     return from_h5(root, split, in_shape[0], out_shape[0])

@@ -3,6 +3,10 @@
 Every file is written under another name, run or read back, compared with the model, and only then renamed.
 """
 
+import errno
+import importlib
+import io
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,39 +14,56 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import UserError
 from ..clips.writing import check_output
 from ..run.weights import save_safetensors
 
-KINDS = (".pt2", ".onnx", ".safetensors")
 TOLERANCE = 1e-4  # of a sequence as most are
 EDGE = 0.02  # of any. Bins that lie at their thresholds, where rounding decides, have been seen to change 0.005.
 ENDS = torch.tensor(0.0), torch.tensor(1.0)  # of the values of pixels
+PACKAGES = {".pt2": (), ".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # errors that are the disk's
 TESTED = "2.7"  # the oldest PyTorch whose exporters were seen to manage it; 2.5 does not
 
 
-def write_export(
-    model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path, without_fft: Callable[[], None]
-) -> str:
-    """Write model to path in the format of its name; returns a line about it. Arguments as export_model's."""
-    check_output(path, KINDS)
-    if path.suffix == ".safetensors":
+def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path) -> str:
+    """Write model to path in the format of its name; returns a line about it. config: its flags."""
+    check_export(path)
+    if path.suffix.lower() == ".safetensors":
         save_safetensors(model.state_dict(), config, path)
         return f"{path}: the weights, with the flags as metadata; every --ckpt takes it"
-    typical, worst = export_model(model, tuple(in_shape), path, without_fft)
+    typical, worst = export_model(model, tuple(in_shape), path)
     why = " (as rounding moves the model itself)" if typical > TOLERANCE else ""
     shape = ", ".join(map(str, in_shape))
     deviates = f"sequences deviate by {typical:.1e}{why}, none by more than {worst:.1e}"
     return f"{path}: past (B, {shape}) -> future, any B; {deviates}"
 
 
-def export_model(
-    model: nn.Module, in_shape: tuple[int, ...], path: Path, without_fft: Callable[[], None]
-) -> tuple[float, float]:
+def check_export(path: Path) -> None:
+    """Raise UserError for a kind of file or a place that cannot be written, and for a package that is missing."""
+    check_output(path, tuple(PACKAGES))
+    for name in PACKAGES[path.suffix.lower()]:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"--output {path}: needs the package {name}; pip install {name}") from None
+
+
+def full_disk(error: Exception, path: Path) -> UserError | None:
+    """What to tell the user of an error in writing path where the disk is to blame, however the writer wrapped it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    code = next((one.errno for one in chain if isinstance(one, OSError) and one.errno in DISK), None)
+    return code and UserError(f"--output {path}: cannot be written ({os.strerror(code)})")
+
+
+def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path) -> tuple[float, float]:
     """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns by how much what was written deviates
     from it, in the median of some sequences and at most.
 
-    without_fft: makes the model one that ONNX can hold, with the same outputs. Raises ValueError where the median is
-    over 1e-4 or one sequence over 0.02, and over what rounding does to the model itself.
+    Raises UserError where the median is over 1e-4 or one sequence over 0.02, and over what rounding does to the model
+    itself.
     """
     model = model.eval().requires_grad_(False)
     inputs = [torch.rand(b, *in_shape) for b in (2, 1, 4)]
@@ -51,17 +72,14 @@ def export_model(
     example = inputs[0]
     partial = path.with_name(f".partial.{path.name}")
     try:
-        if path.suffix == ".onnx":
-            without_fft()
         try:
-            run = (
-                export_onnx(model, example, partial)
-                if path.suffix == ".onnx"
-                else export_program(model, example, partial)
-            )
+            write = export_onnx if path.suffix.lower() == ".onnx" else export_program
+            run = write(model, example, partial)
         except Exception as error:  # exporters fail in many ways, the older the more
+            if full := full_disk(error, path):
+                raise full from None
             known = f"PyTorch {torch.__version__} cannot export it ({type(error).__name__}); {TESTED} is known to"
-            raise ValueError(f"--output {path}: {known}") from error
+            raise UserError(f"--output {path}: {known}") from error
         found = changes(run, inputs, expected)
         for deviation, moved, allowed in (
             (found.median(), rounding.median(), TOLERANCE),
@@ -69,7 +87,7 @@ def export_model(
         ):
             if not deviation <= max(allowed, 2 * moved):
                 reason = f"what was exported deviates by {deviation:.2g} from the model"
-                raise ValueError(f"--output {path}: {reason}; not kept")
+                raise UserError(f"--output {path}: {reason}; not kept")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -87,7 +105,9 @@ def changes(run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], expected:
 
 def export_program(model: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
     """Write a torch.export program with any batch size, and load it again to run."""
-    torch.export.save(any_batch(model, example), str(path))
+    data = io.BytesIO()  # in files, PyTorch's writer does not say why it fails, and may end the process
+    torch.export.save(any_batch(model, example), data)
+    path.write_bytes(data.getbuffer())
     return torch.export.load(str(path)).module()
 
 

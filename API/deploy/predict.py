@@ -12,30 +12,47 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..clips.reading import VIDEOS, Clip, find_clips, fit, images_in, read_frames
-from ..clips.writing import check_output, write_clip
+from .. import UserError
+from ..clips.clip import BadClip, Clip
+from ..clips.fit import centre, fit
+from ..clips.npy import MOST_CHANNELS
+from ..clips.reading import clips_at, frame_rate, read_frames
+from ..clips.writing import write_clip
+from ..evaluation.figures import caption, number
 from ..evaluation.metrics import Scores
 from ..machine.device import Machine
+from .outputs import Outputs
+
+GREY = 127  # where nothing is predicted, and where a clip has ended
 
 
 class Predictor:
     """Frames of any size -> the next ones, of the same size and kind.
 
-    model: (B, T, C, H, W) -> (B, T, C, H, W) frames in [0, 1], on machine's device and in evaluation mode. Its first
-    `reach` frames were trained; more are predicted from the newest T frames, again and again.
+    model: (B, T, C, H, W) -> (B, T, C_out, H, W), on machine's device and in evaluation mode. Its first `reach` frames
+    were trained; more are predicted from the newest T frames, again and again, as the model itself does.
+    resize, interpolation: how training made frames of other sizes fit, see clips/fit.py. With "crop" the model sees the
+    middle of a frame only; what is beside it is grey in the predictions.
     """
 
     def __init__(
-        self, model: Callable[[Tensor], Tensor], in_shape: Sequence[int], out_shape: Sequence[int], machine: Machine
+        self,
+        model: Callable[[Tensor], Tensor],
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        machine: Machine,
+        resize: str = "stretch",
+        interpolation: str | None = None,
     ) -> None:
-        self.model, self.machine = model, machine
+        self.model, self.machine, self.resize, self.interpolation = model, machine, resize, interpolation
         self.T, *self.shape = in_shape
-        self.reach, self.C_out = min(self.T, out_shape[0]), out_shape[1]
+        self.frames, self.C_out = out_shape[:2]
+        self.reach = min(self.T, self.frames)
 
     def __call__(self, video: np.ndarray, frames: int | None = None) -> np.ndarray:
         """video (F, H, W) or (F, H, W, C), uint8 or floats in [0, 1], F >= T: the last T count -> (frames, H, W[, C]).
 
-        frames: how many, by default as many as one pass gives. Raises ValueError for too few frames or another kind.
+        frames: how many, by default as many as in training. Raises ValueError for too few frames or another kind.
         """
         video = np.asarray(video)
         if video.ndim not in (3, 4) or len(video) < self.T:
@@ -45,40 +62,42 @@ class Predictor:
         past = video[-self.T :] if video.ndim == 4 else video[-self.T :, ..., None]
         if past.dtype != np.uint8:
             past = (past * 255).round().astype(np.uint8)
-        future = self.back(self.ahead(self.prepare(past), frames or self.reach), past[0].shape)
+        future = self.back(self.ahead(self.prepare(past), frames or self.frames), past[0].shape)
         future = future if video.ndim == 4 else future[..., 0]
         return future if video.dtype == np.uint8 else (future / 255).astype(video.dtype)
 
-    def prepare(self, past: Iterable[np.ndarray]) -> Tensor:
-        """(h, w, c) uint8 frames -> (frames, C, H, W) in [0, 1], of the model's size and colours."""
-        return torch.from_numpy(np.stack([fit(f, tuple(self.shape), "stretch", Path("frames")) for f in past])) / 255
+    def prepare(self, frames: Iterable[np.ndarray]) -> Tensor:
+        """(h, w, c) uint8 frames -> (frames, C, H, W) in [0, 1], of the model's size and colours, as in training."""
+        images = [fit(f, tuple(self.shape), self.resize, Path("frames"), self.interpolation) for f in frames]
+        return torch.from_numpy(np.stack(images)) / 255
 
     @torch.no_grad()
     def ahead(self, past: Tensor, frames: int) -> Tensor:
-        """(T, C, H, W) -> (frames, C_out, H, W), float32 on the CPU."""
+        """(T, C, H, W) -> (frames, C_out, H, W), float32 on the CPU, as the model gives them: they may leave [0, 1]."""
         if frames > self.reach and self.C_out != past.shape[1]:
             channels = f"{past.shape[1]} to {self.C_out} channels"
-            raise ValueError(f"--frames {frames}: a model from {channels} cannot go on from its own {self.reach}")
+            raise UserError(f"--frames {frames}: a model from {channels} cannot go on from its own {self.reach}")
         past, future = past[None].to(self.machine.device), []
         while sum(part.shape[1] for part in future) < frames:
             with self.machine.autocast():
-                future.append(self.model(past)[:, : self.reach].float().clamp(0, 1))
+                future.append(self.model(past)[:, : self.reach].float())
             past = torch.cat([past, future[-1]], 1)[:, -self.T :] if self.C_out == past.shape[2] else past
         return torch.cat(future, 1)[0, :frames].cpu()
 
-    @staticmethod
-    def back(future: Tensor, shape: Sequence[int]) -> np.ndarray:
-        """(frames, C, H, W) in [0, 1] -> (frames, h, w, c) uint8, of the size and colours that came in."""
+    def back(self, future: Tensor, shape: Sequence[int]) -> np.ndarray:
+        """(frames, C, H, W) -> (frames, h, w, c) uint8 of the given size and channels, clipped to [0, 1] before."""
         h, w, c = shape
-        images = (future * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        out = []
-        for image in images:
-            image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR) if image.shape[:2] != (h, w) else image
+        images = (future.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        out = np.full((len(images), h, w, c), GREY, np.uint8)
+        for frame, image in zip(out, images):
+            part = centre(frame, *image.shape[:2]) if self.resize == "crop" else frame
+            if image.shape[:2] != part.shape[:2]:
+                image = cv2.resize(image, part.shape[1::-1], interpolation=cv2.INTER_LINEAR)
             image = image if image.ndim == 3 else image[..., None]
             if image.shape[-1] == 3 and c == 1:
                 image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-            out.append(image.repeat(c, -1) if image.shape[-1] == 1 else image)
-        return np.stack(out)
+            part[:] = image  # one channel goes into all
+        return out
 
 
 def windows(
@@ -86,7 +105,8 @@ def windows(
 ) -> Iterator[tuple[int, list[np.ndarray], list[np.ndarray]]]:
     """A stream of frames -> (first frame, T past frames, what follows of the next `ahead`), T + ahead in memory.
 
-    starts: the windows that begin there; else, with every, each every-th; else the last one.
+    starts: the windows that begin there, and no frame after the last of them is asked for; else, with every, each
+    every-th; else the last one.
     """
     buffer, first = deque(maxlen=T + ahead), 0
     wanted = (lambda k: k in starts) if starts is not None else (lambda k: every is not None and k % every == 0)
@@ -95,11 +115,14 @@ def windows(
         return first, list(buffer)[:T], list(buffer)[T:]
 
     for frame in frames:
+        buffer.append(frame)
         if len(buffer) == buffer.maxlen:
             if wanted(first):
                 yield window()
-            first += 1  # the oldest frame leaves
-        buffer.append(frame)
+            if starts is not None and first >= max(starts):
+                return
+            buffer.popleft()
+            first += 1
     while len(buffer) >= T:  # the end of the stream: less and less follows
         if wanted(first) or (starts is None and every is None and len(buffer) == T):
             yield window()
@@ -113,73 +136,79 @@ class Request:
 
     input: str | Path
     output: str | Path
-    frames: int
+    frames: int | None = None
     start: list[int] | None = None
     every: int | None = None
     side_by_side: bool = False
+    skip_bad: bool = False
+    yuv_size: Sequence[int] | None = None
+    yuv_depth: int | None = None
+    yuv_format: str | None = None
 
 
-def clips_of(path: Path) -> list[Clip]:
-    """The clips at a path: a file, a folder of images, or a folder of either. Raises ValueError where there is none."""
-    if not path.exists():
-        raise ValueError(f"--input {path}: no such file or folder")
-    if path.is_dir():
-        return [Clip(path, path.name, images)] if (images := images_in(path)) else find_clips(path)
-    if path.suffix.lower() not in (*VIDEOS, ".gif", ".npy"):
-        kinds = " ".join((*VIDEOS, ".gif", ".npy"))
-        raise ValueError(f"--input {path}: unknown kind of file, expected {kinds} or a folder")
-    return [Clip(path, path.name)]
-
-
-def frame_rate(clip: Clip) -> float:
-    """Frames a second; 25 where the clip does not say."""
-    if clip.path.suffix.lower() in VIDEOS and not clip.images:
-        video = cv2.VideoCapture(str(clip.path), cv2.CAP_FFMPEG)
-        rate = video.get(cv2.CAP_PROP_FPS)
-        video.release()
-        return rate if 0 < rate <= 1000 else 25.0
-    if clip.path.suffix.lower() == ".gif":
-        from PIL import Image
-
-        with Image.open(clip.path) as image:
-            return 1000 / (image.info.get("duration") or 40)
-    return 25.0
-
-
-def predict_clips(request: Request, predictor: Predictor) -> str:
+def predict_clips(request: Request, predictor: Predictor) -> Iterator[str]:
     """Predict for every clip and window asked for, write what comes out, and tell: a line a window.
 
     Where frames follow in the clip, the prediction is scored against them (protocol strict, on the model's scale).
-    Raises ValueError for clips with too few frames and outputs that cannot be written.
+    Raises UserError before the first prediction where --input or --output will not do, and after the last one where
+    clips of a folder were bad or too short, unless request.skip_bad.
     """
-    check_output(Path(request.output))
-    clips = clips_of(Path(request.input))
-    several = len(clips) > 1 or (request.start is not None and len(request.start) > 1) or request.every is not None
-    lines = []
+    clips = clips_at(Path(request.input), request.yuv_size, request.yuv_depth, request.yuv_format)
+    several = len(clips) > 1 or len(request.start or ()) > 1 or request.every is not None
+    outputs, left_out = Outputs(Path(request.output), several, Path(request.input), clips), 0
     with tqdm(unit=" windows", disable=not sys.stderr.isatty(), leave=False) as bar:
         for clip in clips:
-            rate, before = frame_rate(clip), len(lines)
-            stream = windows(read_frames(clip), predictor.T, request.frames, request.start, request.every)
-            for start, past, truth in stream:
-                predicted = predictor.ahead(predictor.prepare(past), request.frames)
-                frames = Predictor.back(predicted, past[0].shape)
-                if request.side_by_side:
-                    frames = beside(past, truth, frames)
-                output = Path(request.output)
-                if several:
-                    name = clip.name.replace("/", "_").rsplit(".", 1)[0]
-                    output = output.with_suffix("") / f"{name}_{start:05d}{output.suffix}"
-                try:
-                    write_clip(output, frames, rate)
-                except OSError as error:
-                    raise ValueError(f"--output {output}: cannot be written ({error.strerror or error})") from None
-                lines.append(f"{clip.path} from frame {start}: {output}{score(predictor, predicted, truth)}")
-                bar.update()
-            if len(lines) == before:
-                count = sum(1 for _ in read_frames(clip))
-                wanted = f" from --start {request.start[0]}" if request.start else ""
-                raise ValueError(f"{clip.path}: has {count} frames, a prediction{wanted} takes {predictor.T}")
-    return "\n".join(lines)
+            try:
+                for line in predict_clip(clip, request, predictor, outputs):
+                    bar.clear()
+                    yield line
+                    bar.update()
+            except BadClip as error:
+                if len(clips) == 1:
+                    raise
+                left_out += 1
+                bar.clear()
+                yield f"left out: {error}"
+    if left_out == len(clips) or (left_out and not request.skip_bad):
+        without = "" if left_out == len(clips) else "; with --skip_bad that is no error"
+        raise UserError(f"--input {request.input}: {left_out} of {len(clips)} clips were left out, see above{without}")
+
+
+def predict_clip(clip: Clip, request: Request, predictor: Predictor, outputs: Outputs) -> Iterator[str]:
+    """Predict for every window of a clip that is asked for. Raises BadClip where it cannot be read, or is too short."""
+    count, done, ahead, rate = 0, set(), request.frames or predictor.frames, frame_rate(clip)
+
+    def stream() -> Iterator[np.ndarray]:
+        nonlocal count
+        for frame in read_frames(clip):
+            count += 1
+            yield frame
+
+    for start, past, truth in windows(stream(), predictor.T, ahead, request.start, request.every):
+        predicted = predictor.ahead(predictor.prepare(past), ahead)
+        frames, output = predictor.back(predicted, past[0].shape), outputs.path(clip, start)
+        if request.side_by_side:
+            frames = beside(past, truth, frames, captioned=output.suffix.lower() != ".npy")
+        try:
+            write_clip(output, like_source(frames, clip) if output.suffix.lower() == ".npy" else frames, rate)
+        except OSError as error:
+            raise UserError(f"--output {output}: cannot be written ({error.strerror or error})") from None
+        done.add(start)
+        yield f"{clip.path} from frame {start}: {output}{score(predictor, predicted, truth)}"
+    missing = [start for start in request.start or () if start not in done]
+    if missing or not done:
+        wanted = f" from --start {missing[0]}" if missing else ""
+        raise BadClip(f"{clip.path}: has {count} frames, a prediction{wanted} takes {predictor.T}")
+
+
+def like_source(frames: np.ndarray, clip: Clip) -> np.ndarray:
+    """(N, h, w, c) -> the axes of the clip's array, where it is one: (N, h, w), (N, c, h, w) or (N, h, w, c)."""
+    if clip.path.suffix.lower() != ".npy":
+        return frames
+    shape = np.load(clip.path, mmap_mode="r").shape
+    if len(shape) == 3:
+        return frames[..., 0]
+    return frames.transpose(0, 3, 1, 2) if shape[1] <= MOST_CHANNELS else frames
 
 
 def score(predictor: Predictor, predicted: Tensor, truth: Sequence[np.ndarray]) -> str:
@@ -191,9 +220,23 @@ def score(predictor: Predictor, predicted: Tensor, truth: Sequence[np.ndarray]) 
     return "".join(f"  {metric} {result['mean']:.4g}" for metric, result in scores.summary()["strict"].items())
 
 
-def beside(past: Sequence[np.ndarray], truth: Sequence[np.ndarray], predicted: np.ndarray) -> np.ndarray:
+def beside(
+    past: Sequence[np.ndarray], truth: Sequence[np.ndarray], predicted: np.ndarray, captioned: bool
+) -> np.ndarray:
     """Left the clip, grey where it has ended; right past and prediction: (T + frames, h, 2w + 4, c)."""
-    grey = np.full_like(past[0], 127)
-    left = [*past, *truth, *[grey] * (len(predicted) - len(truth))]
+    left = [*past, *truth, *[np.full_like(past[0], GREY)] * (len(predicted) - len(truth))]
     gap = np.full_like(past[0][:, :4], 255)
-    return np.stack([np.concatenate([a, gap, b], 1) for a, b in zip(left, [*past, *predicted])])
+    out = np.stack([np.concatenate([a, gap, b], 1) for a, b in zip(left, [*past, *predicted])])
+    if captioned:
+        w = past[0].shape[1]
+        for k, frame in enumerate(out, 1 - len(past)):
+            names = ("truth" if k <= len(truth) else "no truth", "prediction") if k > 0 else ("past", "past")
+            write_over(frame[:, :w], f"{number(k)} {names[0]}")
+            write_over(frame[:, -w:], f"{number(k)} {names[1]}")
+    return out
+
+
+def write_over(image: np.ndarray, text: str) -> None:
+    """Put a caption into the upper left corner of (h, w, c) uint8, in place: black on white."""
+    label = caption(text, image.shape[1], min(18, max(9, image.shape[0] // 4)))[: image.shape[0]]
+    image[: label.shape[0], : label.shape[1]] = label[..., None]

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -15,6 +18,16 @@ MODEL, COPY, LINEAR, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 PALETTE = (MODEL, COPY, LINEAR, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 STYLES = {"model": (MODEL, "-"), "copy_last": (COPY, "--"), "linear": (LINEAR, "-."), "black": (BLACK, ":")}
 TITLES = {"mse": "MSE", "mae": "MAE", "ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS"}
+SIDE, LARGEST = 128, 320  # pixels: frames in strips are enlarged up to the one, and no larger than the other
+
+
+@dataclass
+class Row:
+    """Of a picture: a label, images (H, W, 3) uint8 or None for a gap, and the number of the first one's frame."""
+
+    label: str
+    images: Sequence[np.ndarray | None]
+    first: int = 1
 
 
 def as_image(frame: np.ndarray) -> np.ndarray:
@@ -32,14 +45,63 @@ def as_error(error: np.ndarray) -> np.ndarray:
     return (colormaps["cividis"](np.abs(error).mean(0).clip(0, 1))[..., :3] * 255).astype(np.uint8)
 
 
-def rows_of(past: np.ndarray, future: np.ndarray, predicted: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """(T, C, H, W) each -> the four rows of a strip, as images."""
-    return {
-        "past": [as_image(frame) for frame in past],
-        "truth": [as_image(frame) for frame in future],
-        "prediction": [as_image(frame) for frame in predicted],
-        "|error|": [as_error(p - f) for p, f in zip(predicted, future)],
-    }
+def rows_of(past: np.ndarray, future: np.ndarray, predicted: np.ndarray) -> list[Row]:
+    """(T, C, H, W) each -> the four rows of a strip."""
+    return [
+        Row("past", [as_image(frame) for frame in past], 1 - len(past)),
+        Row("truth", [as_image(frame) for frame in future]),
+        Row("prediction", [as_image(frame) for frame in predicted]),
+        Row("|error|", [as_error(p - f) for p, f in zip(predicted, future)]),
+    ]
+
+
+def number(frame: int) -> str:
+    """A frame's number as pictures show it: 0 is the newest past frame, +1 the first future one."""
+    return f"{frame:+d}" if frame else "0"
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of the curves."""
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def tiles(rows: Sequence[Row], title: str = "") -> Image.Image:
+    """Labelled rows of images, one below the other; frame numbers stand above a row where they are not those of the
+    row before. Small frames are enlarged, and large ones made smaller, by one factor for all."""
+    H, W = next(image for row in rows for image in row.images if image is not None).shape[:2]
+    scale = max(1, SIDE // max(H, W)) if max(H, W) <= LARGEST else LARGEST / max(H, W)
+    h, w, gap, line = round(H * scale), round(W * scale), 4, 18
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    small, large = font(13), font(15)
+    left = 3 * gap + max(round(small.getlength(text)) for row in rows for text in row.label.split("\n"))
+    numbered = [k == 0 or row.first != rows[k - 1].first for k, row in enumerate(rows)]
+    columns = max(len(row.images) for row in rows)
+    width = max(left + columns * (w + gap), round(large.getlength(title)) + 2 * gap)
+    height = gap + (line + gap) * bool(title) + sum(max(h, 36 if "\n" in row.label else line) + gap for row in rows)
+    picture = Image.new("RGB", (width, height + line * sum(numbered)), "white")
+    draw, top = ImageDraw.Draw(picture), gap
+    if title:
+        draw.text((gap, top), title, "black", large)
+        top += line + gap
+    for row, shown in zip(rows, numbered):
+        places = range(left, width, w + gap)
+        if shown:
+            for k, x in enumerate(places[: len(row.images)]):
+                draw.text((x + w // 2, top + line - 2), number(row.first + k), "black", small, anchor="mb")
+            top += line
+        for image, x in zip(row.images, places):
+            if image is not None:
+                picture.paste(Image.fromarray(image).resize((w, h), how), (x, top))
+        draw.multiline_text((left - 2 * gap, top + h / 2), row.label, "black", small, anchor="rm", align="right")
+        top += max(h, 36 if "\n" in row.label else line) + gap
+    return picture
+
+
+def save_tiles(rows: Sequence[Row], path: Path, title: str = "") -> None:
+    """Write the picture of some rows, whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    tiles(rows, title).save(partial, format="PNG")
+    partial.replace(path)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -51,22 +113,15 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def strip(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path, title: str = "") -> None:
     """One sequence, (T, C, H, W) arrays, as four rows of frames: past, truth, prediction, absolute error."""
-    rows = rows_of(past, future, predicted)
-    columns = max(len(row) for row in rows.values())
-    figure = Figure(figsize=(columns * 0.9 + 0.8, len(rows) * 0.95))
-    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.18))
-    for (name, images), line in zip(rows.items(), axes):
-        first = 1 - len(images) if name == "past" else 1
-        for column, axis in enumerate(line):
-            axis.set_axis_off()
-            if column < len(images):
-                axis.imshow(images[column], interpolation="nearest")
-                if name in ("past", "truth"):
-                    axis.set_title(f"{first + column:+d}".replace("+0", "0"), fontsize=7, pad=2)
-        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=9)
-    save_figure(figure, path)
+    save_tiles(rows_of(past, future, predicted), path, title)
+
+
+def caption(text: str, width: int, height: int) -> np.ndarray:
+    """(height, at most width) uint8: black on white, in letters that fit."""
+    size = next((s for s in range(max(height - 5, 6), 5, -1) if font(s).getlength(text) <= width - 4), 5)
+    line = Image.new("L", (min(width, round(font(size).getlength(text)) + 4), height), 255)
+    ImageDraw.Draw(line).text((2, height // 2), text, 0, font(size), anchor="lm")
+    return np.asarray(line)
 
 
 def gif(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path, scale: int = 3) -> None:
@@ -74,16 +129,17 @@ def gif(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path,
     H, W = past.shape[-2:]
     scale = max(1, min(scale, 512 // max(H, W)) if max(H, W) > 170 else scale)
     blank = np.full((H, W, 3), 32, np.uint8)
-    frames = [(as_image(p), as_image(p), blank, "past") for p in past]
-    frames += [(as_image(f), as_image(p), as_error(p - f), "future") for f, p in zip(future, predicted)]
+    frames = [(as_image(p), as_image(p), blank) for p in past]
+    frames += [(as_image(f), as_image(p), as_error(p - f)) for f, p in zip(future, predicted)]
     pictures = []
-    for *tiles, phase in frames:
-        picture = Image.new("RGB", ((W * scale + 4) * 3, H * scale + 16), (255, 255, 255))
-        draw = ImageDraw.Draw(picture)
-        for k, (tile, name) in enumerate(zip(tiles, ("truth", "prediction", "|error|"))):
+    for place, images in enumerate(frames, 1 - len(past)):
+        picture = Image.new("RGB", ((W * scale + 4) * 3, H * scale + 16), "white")
+        names = ("truth", "prediction", "|error|") if place > 0 else ("past", "", "")
+        texts = (f"{number(place)} {names[0]}", *names[1:])
+        for k, (image, text) in enumerate(zip(images, texts)):
             left = k * (W * scale + 4) + 2
-            picture.paste(Image.fromarray(tile).resize((W * scale, H * scale), Image.Resampling.NEAREST), (left, 14))
-            draw.text((left, 1), f"{name}, {phase}" if k == 0 else name, fill=(0, 0, 0))
+            picture.paste(Image.fromarray(caption(text, W * scale, 14)), (left, 0))
+            picture.paste(Image.fromarray(image).resize((W * scale, H * scale), Image.Resampling.NEAREST), (left, 14))
         pictures.append(picture)
     partial = path.with_name(f".{path.name}")
     pictures[0].save(partial, format="GIF", save_all=True, append_images=pictures[1:], duration=200, loop=0)
@@ -106,99 +162,116 @@ def training_curves(history: Sequence[Mapping], path: Path) -> None:
     axes[3].plot(epochs, [r["lr"] for r in history], color=MODEL, marker=".")
     axes[3].set(title="learning rate")
     for axis in axes:
-        axis.set_xlabel("epoch")
+        axis.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
     save_figure(figure, path)
 
 
-def frame_curves(results: Mapping[str, Mapping], path: Path) -> None:
-    """{"model" | baseline: Scores.summary()} -> every metric against the future frame."""
+def frame_curves(results: Mapping[str, Mapping], path: Path, title: str = "") -> None:
+    """{"model" | baseline | run: {metric: {"per_frame": …}}} -> every metric against the future frame.
+
+    The scale is that of all curves but black's, which lies far away from them; where it is outside, that is said.
+    """
     metrics = list(next(iter(results.values())))
-    figure = Figure(figsize=(2.8 * len(metrics), 2.6), layout="constrained")
+    figure = Figure(figsize=(2.8 * len(metrics), 2.9), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
+        shown = []
         for k, (name, result) in enumerate(results.items()):
             if metric not in result:
                 continue
             color, line = STYLES.get(name, (PALETTE[k % len(PALETTE)], ("-", "--", "-.", ":")[k % 4]))
             values = result[metric]["per_frame"]
             axis.plot(range(1, len(values) + 1), values, line, color=color, marker=".", label=name.replace("_", " "))
-        axis.set(title=TITLES.get(metric, metric), xlabel="future frame")
+            shown += values if name != "black" else []
+        if shown and "black" in results and metric in results["black"]:
+            low, high = min(shown), max(shown)
+            room = 0.08 * (high - low) or 0.08 * abs(high) or 1
+            axis.set_ylim(low - room, high + room)
+            black = results["black"][metric]["per_frame"]
+            if min(black) > high + room or max(black) < low - room:
+                side = "above" if min(black) > high else "below"
+                text = f"black: {min(black):.3g} to {max(black):.3g}, {side}"
+                axis.text(0.5, 1.0, text, fontsize=6.5, ha="center", va="bottom", transform=axis.transAxes)
+        axis.set_title(TITLES.get(metric, metric), pad=14)
+        longest = max(len(result[metric]["per_frame"]) for result in results.values() if metric in result)
+        axis.set(xlabel="future frame", xlim=(0.5, longest + 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=min(len(labels), 4), loc="outside lower center")
     save_figure(figure, path)
 
 
-def side_by_side(frames: Mapping[str, Mapping[str, np.ndarray]], sequences: int, path: Path) -> None:
-    """{run: {"past", "future", "predicted"}} -> the first sequences: truth, then every run's prediction, row by row."""
-    lines, first = [], next(iter(frames.values()))
-    for k in range(sequences):
-        past = first["past"][k][-3:] if "past" in first else first["future"][k][:0]
-        truth = [as_image(frame) for frame in (*past, *first["future"][k])]
-        lines.append((f"truth {k}", truth))
-        blank = [np.full_like(truth[0], 255)] * len(past)
-        lines += [(name, blank + [as_image(frame) for frame in run["predicted"][k]]) for name, run in frames.items()]
-    frame_rows(lines, path)
-
-
-def frame_rows(rows: Sequence[tuple[str, Sequence[np.ndarray]]], path: Path) -> None:
-    """Labelled rows of images, one below the other."""
-    columns = max(len(images) for _, images in rows)
-    figure = Figure(figsize=(columns * 0.9 + 1.6, len(rows) * 0.95))
-    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.08))
-    for (label, images), line in zip(rows, axes):
-        for axis in line:
-            axis.set_axis_off()
-        for axis, image in zip(line, images):
-            axis.imshow(image, interpolation="nearest")
-        line[0].text(-0.12, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    save_figure(figure, path)
+def side_by_side(frames: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> None:
+    """{run: {"past", "future", "predicted"}} of the same sequences -> truth, then each run's prediction, row by row."""
+    rows, first = [], next(iter(frames.values()))
+    for k, future in enumerate(first["future"]):
+        past = first["past"][k][-3:] if "past" in first else future[:0]
+        rows.append(Row(f"truth {k}", [as_image(frame) for frame in (*past, *future)], 1 - len(past)))
+        for name, run in frames.items():
+            rows.append(Row(name, [None] * len(past) + [as_image(f) for f in run["predicted"][k]], 1 - len(past)))
+    save_tiles(rows, path)
 
 
 def contact_sheet(datasets: Mapping[str, Sequence], path: Path, samples: int = 4) -> None:
     """For every split a few windows, evenly spaced, one a line: past frames, then future frames."""
-    lines = []
+    rows = []
     for split, data in datasets.items():
         for index in np.linspace(0, len(data) - 1, min(samples, len(data))).astype(int):
             past, future = (x.numpy() for x in data[int(index)])
-            lines.append((f"{split} {index}", [as_image(frame) for frame in (*past, *future)], len(past)))
-    columns = max(len(images) for _, images, _ in lines)
-    figure = Figure(figsize=(columns * 0.7 + 1, len(lines) * 0.75))
-    axes = figure.subplots(len(lines), columns, squeeze=False, gridspec_kw=dict(wspace=0.04, hspace=0.1))
-    for (name, images, T), line in zip(lines, axes):
-        for column, axis in enumerate(line):
-            axis.set(xticks=[], yticks=[])
-            axis.set_axis_off()
-            if column < len(images):
-                axis.imshow(images[column], interpolation="nearest")
-                axis.set_title(f"{column - T + 1:+d}".replace("+0", "0"), fontsize=6, pad=1)
-        line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
-    save_figure(figure, path)
+            rows.append(Row(f"{split} {index}", [as_image(frame) for frame in (*past, *future)], 1 - len(past)))
+    save_tiles(rows, path)
+
+
+def tag(name: str) -> str:
+    """Where TensorBoard shows a number of metrics.jsonl."""
+    if name.endswith("_loss"):
+        return f"loss/{name.removesuffix('_loss')}"
+    return f"metrics/{name.removeprefix('val_')}" if name.startswith("val_") else f"training/{name}"
 
 
 class Board:
     """TensorBoard: every number of an epoch, and a picture of a prediction."""
 
-    def __init__(self, folder: Path, epoch: int = 0) -> None:
-        """epoch: how many are done; what was written of later ones is hidden."""
-        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=epoch + 1 if epoch else None)
+    def __init__(self, folder: Path, epoch: int = 0, writes: bool = True) -> None:
+        """epoch: how many are done; what was written of later ones is hidden. writes: False in all processes but the
+        first."""
+        purge = epoch + 1 if epoch else None
+        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=purge) if writes else None
 
-    def scalars(self, epoch: int, record: Mapping) -> None:
-        """A record of metrics.jsonl."""
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.writer:
+            self.writer.close()
+
+    def epoch(self, epoch: int, record: Mapping, shown: Sequence[Tensor] | None) -> None:
+        """A record of metrics.jsonl as loss/…, metrics/… of validation, filter/stage<n>/… and training/…; and where one
+        is shown, a sequence, past, future and predicted (T, C, H, W), as rows of frames."""
+        if not self.writer:
+            return
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "epoch":
-                self.writer.add_scalar(name, value, epoch)
+                self.writer.add_scalar(tag(name), value, epoch)
         for stage in record.get("filter", ()):
-            self.writer.add_scalar(f"filter/removed_stage_{stage['stage']}", stage["removed"], epoch)
-            self.writer.add_scalar(f"filter/threshold_moved_stage_{stage['stage']}", stage["threshold_moved"], epoch)
+            for name, value in stage.items():
+                if name != "stage":
+                    self.writer.add_scalar(f"filter/stage{stage['stage']}/{name}", value, epoch)
+        if shown is not None:
+            picture = tiles(rows_of(*(x.float().cpu().numpy() for x in shown)))
+            self.writer.add_image("past, truth, prediction, error", np.asarray(picture), epoch, dataformats="HWC")
 
-    def picture(self, epoch: int, past: Tensor, future: Tensor, predicted: Tensor) -> None:
-        """One sequence, (T, C, H, W) each, as rows of past, truth, prediction and error."""
-        rows = rows_of(*(x.float().cpu().numpy() for x in (past, future, predicted)))
-        widest = max(len(row) for row in rows.values())
-        blank = np.zeros_like(rows["past"][0])
-        lines = [np.concatenate([*row, *[blank] * (widest - len(row))], 1) for row in rows.values()]
-        self.writer.add_image("past, truth, prediction, error", np.concatenate(lines), epoch, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush to disk."""
-        self.writer.close()
+    def results(self, flags: Mapping, tested: Mapping) -> None:
+        """The flags of a run as hyperparameters, and the scores of test.json."""
+        if not self.writer:
+            return
+        plain = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in flags.items() if v is not None}
+        scores = {
+            f"test/{protocol}/{metric}": result["mean"]
+            for protocol in tested["protocols"]
+            for metric, result in tested[protocol]["model"].items()
+        }
+        self.writer.add_hparams(plain, scores, run_name=".")

@@ -1,10 +1,13 @@
 """LPIPS with AlexNet (Zhang et al., CVPR 2018), by the lpips package, its trunk's weights from a file."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .. import UserError
 
 TRUNK = "alexnet-owt-7be5be79.pth"  # torchvision's ImageNet weights, as torch's hub names them
 ADDRESS = f"https://download.pytorch.org/models/{TRUNK}"
@@ -16,7 +19,7 @@ def find_lpips(asked: bool, weights: str | None, device: torch.device) -> Callab
         return None
     try:
         return load_lpips(weights, device)
-    except ValueError as error:
+    except UserError as error:
         print(f"going on without LPIPS: {error}", flush=True)
         return None
 
@@ -24,11 +27,11 @@ def find_lpips(asked: bool, weights: str | None, device: torch.device) -> Callab
 def find_trunk(given: str | None) -> Path:
     """The file of the trunk's weights: given, or in the hub's cache, or fetched into it.
 
-    Raises ValueError in one line that says which file goes where.
+    Raises UserError in one line that says which file goes where.
     """
     if given:
         if not Path(given).is_file():
-            raise ValueError(f"--lpips_weights {given}: no such file")
+            raise UserError(f"--lpips_weights {given}: no such file")
         return Path(given)
     path = Path(torch.hub.get_dir()) / "checkpoints" / TRUNK
     if not path.is_file():
@@ -36,28 +39,32 @@ def find_trunk(given: str | None) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(ADDRESS, str(path), hash_prefix="7be5be79", progress=False)
         except (OSError, RuntimeError):  # no network, or something else came than the file
-            raise ValueError(f"--lpips: put {TRUNK} into {path.parent}, or name it with --lpips_weights") from None
+            raise UserError(f"--lpips: put {TRUNK} into {path.parent}, or name it with --lpips_weights") from None
     return path
 
 
 def load_lpips(weights: str | None, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (N, C, H, W) in [0, 1] twice -> (N). Grey frames count as colour; raises ValueError as find_trunk."""
+    """A function (N, C, H, W) in [0, 1] twice -> (N). Grey frames count as colour; raises UserError as find_trunk."""
     path = find_trunk(weights)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         trunk = {name: value for name, value in state.items() if name.startswith("features.")}
     except Exception as error:  # many kinds of damage
-        raise ValueError(f"--lpips_weights {path}: not AlexNet's weights ({type(error).__name__})") from None
-    import lpips
-
-    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # rand: no download, the weights come now
+        raise UserError(f"--lpips_weights {path}: not AlexNet's weights ({type(error).__name__})") from None
+    try:
+        import lpips
+    except ImportError:
+        raise UserError("--lpips: needs the package lpips; pip install lpips") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package still calls torchvision by names that it deprecates
+        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # rand: no download, the weights come now
     names = {
         ".".join(name.split(".")[1:]): name for name in network.net.state_dict()
     }  # '0.weight' -> 'slice1.0.weight'
     try:
         network.net.load_state_dict({names[name.removeprefix("features.")]: value for name, value in trunk.items()})
     except (KeyError, RuntimeError):
-        raise ValueError(f"--lpips_weights {path}: not AlexNet's weights") from None
+        raise UserError(f"--lpips_weights {path}: not AlexNet's weights") from None
     network = network.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()

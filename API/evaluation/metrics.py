@@ -1,6 +1,6 @@
 """MSE, MAE, SSIM, PSNR and LPIPS of predicted frames, per sequence and frame, under named protocols.
 
-Published tables of this field differ in convention, so a number needs its protocol (SPEC section 8):
+Published tables of this field differ in convention, so a number needs its protocol:
 
     strict    SSIM with data_range 1, PSNR in floating point; both equal scikit-image
     openstl   SSIM with data_range 2, what scikit-image once assumed for floats
@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from .. import UserError
 
 # metric -> the measurement that it is under a protocol
 PROTOCOLS = {
@@ -74,12 +76,12 @@ def ssim(predicted: Tensor, future: Tensor, data_ranges: Sequence[float] = (1.0,
     """Structural similarity, 7x7 uniform window, sample covariance, averaged over all whole windows and channels.
 
     (N, C, H, W) -> [(N)], one for each data range. Equals skimage.metrics.structural_similarity(..., channel_axis=0)
-    frame by frame. Raises ValueError for frames smaller than the window. Source: Wang et al., IEEE TIP 13(4), 2004.
+    frame by frame. Raises UserError for frames smaller than the window. Source: Wang et al., IEEE TIP 13(4), 2004.
     """
     window = 7
     N, C, H, W = predicted.shape
     if min(H, W) < window:
-        raise ValueError(f"SSIM needs frames of at least {window}x{window}, not {H}x{W}")
+        raise UserError(f"SSIM needs frames of at least {window}x{window}, not {H}x{W}")
     x, y = predicted, future
     maps = torch.stack([x, y, x * x + y * y, x * y]).flatten(0, 2)  # (4*N*C, H, W)
     mean_x, mean_y, squares, product = _window_means(maps, window).view(4, N, C, H - window + 1, -1)
@@ -109,32 +111,58 @@ def _window_means(maps: Tensor, window: int) -> Tensor:
     return maps / window**2
 
 
+class Kept:
+    """Batches of rows in one tensor that doubles when it is full.
+
+    A tensor for each batch would stay between the large ones of every step and keep their memory from being reused.
+    """
+
+    def __init__(self) -> None:
+        self.rows, self.count = None, 0
+
+    def add(self, batch: Tensor) -> None:
+        """Append (B, ...)."""
+        end = self.count + len(batch)
+        if self.rows is None or len(self.rows) < end:
+            grown = batch.new_empty(2 * end, *batch.shape[1:])
+            if self.rows is not None:
+                grown[: self.count] = self.all()
+            self.rows = grown
+        self.rows[self.count : end] = batch
+        self.count = end
+
+    def all(self) -> Tensor:
+        """All rows so far: (N, ...)."""
+        return self.rows[: self.count]
+
+
 class Scores:
     """Collects the metrics of many sequences: batches of any size in, means and their errors out.
 
-    Keeps a few numbers a sequence and frame, on the device, no frames; nothing waits for the device before `values`.
-    lpips: a function (N, C, H, W) twice -> (N), for the metric of that name; without it that is left out.
+    Keeps a few numbers a sequence and frame, on the device, no frames. Nothing waits for the device before `values`.
+    lpips: a function (N, C, H, W) twice -> (N), for the metric of that name; without it LPIPS is left out.
     """
 
     def __init__(self, protocols: Sequence[str] = ("strict",), lpips: Callable | None = None) -> None:
         unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
         if unknown:
-            raise ValueError(f"--protocol {unknown[0]}: unknown, choose from {', '.join(PROTOCOLS)}")
+            raise UserError(f"--protocol {unknown[0]}: unknown, choose from {', '.join(PROTOCOLS)}")
         self.lpips = lpips
         self.protocols = {
             name: {metric: m for metric, m in PROTOCOLS[name].items() if metric != "lpips" or lpips}
             for name in protocols
         }
         self.measurements = tuple(dict.fromkeys(m for metrics in self.protocols.values() for m in metrics.values()))
-        self.batches: list[dict[str, Tensor]] = []
+        self.kept = {name: Kept() for name in self.measurements}
 
     def update(self, predicted: Tensor, future: Tensor) -> None:
         """Add a batch: predicted, future (B, T, C, H, W)."""
-        self.batches.append(measure(predicted, future, self.measurements, self.lpips))
+        for name, values in measure(predicted, future, self.measurements, self.lpips).items():
+            self.kept[name].add(values)
 
     def values(self) -> dict[str, Tensor]:
         """{measurement: (N, T)} float64 on the CPU, in the order in which the sequences came."""
-        return {name: torch.cat([b[name] for b in self.batches]).cpu().double() for name in self.measurements}
+        return {name: kept.all().cpu().double() for name, kept in self.kept.items()}
 
     def summary(self, join: Callable[[dict], dict] = dict) -> dict[str, dict[str, dict]]:
         """{protocol: {metric: {"mean", "standard_error", "per_frame", "worst"}}}, JSON-ready.

@@ -3,16 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..machine.device import Machine
-from ..run.files import write_arrays, write_json
 from ..run.progress import Progress
 from ..run.recorder import Recorder
 from . import figures
-from .metrics import Scores
+from .metrics import PROTOCOLS, Kept, Scores, describe
+from .results import add_earlier, checkpoint_name, circumstances, file_fingerprint, folder_for, write_test
+from .sequences import digest, fingerprints
 
 BASELINES = {}  # name -> function (past, future's shape) -> frames; filled below
 
@@ -30,14 +32,18 @@ def evaluate(
 ) -> dict:
     """Stream over a test set and score model beside the baselines, under every protocol.
 
-    Writes test.json (about, and {protocol: {"model" or baseline: {metric: …}}}), scores.npz (the numbers of every
-    sequence and frame), predictions.npz of save_predictions sequences, and figures. Returns test.json's content.
-    Each of many processes computes its share; the first one writes.
+    about: what is tested, {"dataname", "checkpoint", and what else test.json shall say}.
+
+    Writes test.json (about, what it was measured on, and {protocol: {"model" or baseline: {metric: …}}}), scores.npz
+    (the numbers of every sequence and frame), predictions.npz of save_predictions sequences, and figures: see
+    results.py for where. Returns test.json's content. Each of many processes computes its share; the first one writes.
     """
     model.eval()
     scores = {name: Scores(protocols, lpips) for name in ("model", *BASELINES)}
-    keep, progress, done = [], Progress(len(loader), "test"), 0
+    sequences, kept = Kept(), {name: Kept() for name in ("past", "future", "predicted")}
+    progress, done = Progress(len(loader), "test", machine.world.main), 0
     for step, batch in enumerate(loader, 1):
+        sequences.add(torch.stack([fingerprints(frames) for frames in batch], 1))
         past, future = machine.move(batch)
         with machine.autocast():
             predicted = model(past)
@@ -45,29 +51,55 @@ def evaluate(
         for name, baseline in BASELINES.items():
             scores[name].update(baseline(past, future), future)
         if done < save_predictions:
-            keep.append([x[: save_predictions - done].float().cpu() for x in (past, future, predicted)])
+            for store, frames in zip(kept.values(), (past, future, predicted)):
+                store.add(frames[: save_predictions - done].float().cpu())
         done += len(past)
         if progress.due():
             progress.show(step, "", done)
     progress.close()
-    values = {name: machine.world.join(score.values()) for name, score in scores.items()}
-    done = len(next(iter(values["model"].values())))
-    kept = machine.world.join(dict(zip(("past", "future", "predicted"), map(torch.cat, zip(*keep))))) if keep else {}
+    join = machine.world.join
+    values = {name: join(score.values()) for name, score in scores.items()}
+    sequences = join({"sequences": sequences.all()})["sequences"].numpy()
+    frames = join({name: store.all() for name, store in kept.items()}) if save_predictions else {}
     if not machine.world.main:
         return {}
-    summaries = {name: score.summary(lambda _, name=name: values[name]) for name, score in scores.items()}
-    results = {protocol: {name: summaries[name][protocol] for name in summaries} for protocol in protocols}
-    content = {**about, "sequences": done, **results}
-    write_json(recorder.folder / "test.json", content)
     arrays = {f"{name}/{m}": v.float().numpy() for name, measured in values.items() for m, v in measured.items()}
-    write_arrays(recorder.folder / "scores.npz", **arrays)
-    if kept:
-        frames = {name: x[:save_predictions].numpy() for name, x in kept.items()}
-        write_arrays(recorder.folder / "predictions.npz", **frames)
-    draw_examples(model, loader.dataset, values["model"]["mse"], machine, recorder.figures)
-    figures.frame_curves(results[protocols[0]], recorder.figures / "frames.png")
-    recorder.log(f"test on {done} sequences, means per sequence (standard error):\n{table(results)}")
+    arrays["sequences"] = sequences
+    on = {
+        "checkpoint": checkpoint_name(str(about["checkpoint"]), recorder.folder),
+        "weights": file_fingerprint(Path(about["checkpoint"])),
+        "data_fingerprint": digest(sequences),
+        "past": past.shape[1],
+        "future": future.shape[1],
+        **circumstances(machine),
+    }
+    note = getattr(loader.dataset, "note", "")  # what a reader of the scores has to know of the data
+    content = {**about, **({"note": note} if note else {}), "measured_on": on, "sequences": len(sequences)}
+    folder = folder_for(recorder.folder, content)
+    earlier = [protocol for protocol in add_earlier(folder, content, arrays) if protocol not in protocols]
+    results = {protocol: result_of(protocol, arrays) for protocol in (*earlier, *protocols)}
+    content |= {"protocols": list(results), **results}
+    write_test(folder, content, arrays, {name: x[:save_predictions].numpy() for name, x in frames.items()})
+    pictures = folder / "figures"
+    pictures.mkdir(exist_ok=True)
+    draw_examples(model, loader.dataset, values["model"]["mse"], machine, pictures, note)
+    figures.frame_curves(results[protocols[0]], pictures / "frames.png", note)
+    lines = table({protocol: results[protocol] for protocol in protocols})
+    of = f"{len(sequences)} sequences ({note})" if note else f"{len(sequences)} sequences"
+    recorder.log(f"test on {of}, means per sequence (standard error):\n{lines}")
+    if folder != recorder.folder:
+        recorder.log(f"it differs from the test in {recorder.folder} in what it measures, and is kept in {folder}")
     return content
+
+
+def result_of(protocol: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, dict]]:
+    """{"model/mse": (N, T), …} -> {"model" or baseline: {metric: its mean and so on}}, JSON-ready."""
+
+    def one(name: str) -> dict[str, dict]:
+        found = {metric: (m, arrays.get(f"{name}/{m}")) for metric, m in PROTOCOLS[protocol].items()}
+        return {k: describe(m, torch.from_numpy(v).double()) for k, (m, v) in found.items() if v is not None}
+
+    return {name: one(name) for name in ("model", *BASELINES)}
 
 
 def copy_last(past: Tensor, future: Tensor) -> Tensor:
@@ -95,7 +127,9 @@ def black(past: Tensor, future: Tensor) -> Tensor:
 BASELINES |= {"copy_last": copy_last, "linear": linear, "black": black}
 
 
-def draw_examples(model: nn.Module, dataset: Dataset, mse: Tensor, machine: Machine, folder: Path) -> None:
+def draw_examples(
+    model: nn.Module, dataset: Dataset, mse: Tensor, machine: Machine, folder: Path, note: str = ""
+) -> None:
     """Strips and GIFs of the best, the median and the worst test sequence, by their mse (N, T)."""
     order = mse.mean(1).argsort()
     for name, index in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
@@ -103,7 +137,8 @@ def draw_examples(model: nn.Module, dataset: Dataset, mse: Tensor, machine: Mach
         with machine.autocast():
             predicted = model(past[None].to(machine.device))[0]
         sequence = [x.float().cpu().numpy() for x in (past, future, predicted)]
-        figures.strip(*sequence, folder / f"{name}.png", f"{name} of the test set: sequence {int(index)}")
+        title = f"{name} of the test set: sequence {int(index)}" + (f" ({note})" if note else "")
+        figures.strip(*sequence, folder / f"{name}.png", title)
         figures.gif(*sequence, folder / f"{name}.gif")
 
 

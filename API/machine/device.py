@@ -5,12 +5,14 @@ import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import UserError
+from ..speed.memory import keep_freed_memory
 from .distributed import World
 from .processes import processes
 
@@ -111,6 +113,14 @@ class Machine:
     def __str__(self) -> str:
         processes = f", {self.world.size} processes" if self.world.size > 1 else ""
         return f"{self.device} in {self.precision}{processes}"
+
+
+def prepare(config: SimpleNamespace) -> Machine:
+    """The device and precision of the flags of main.py; the random generators are seeded."""
+    machine = Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic, config.timeout)
+    if machine.device.type == "cpu" and not config.plain:
+        keep_freed_memory()
+    return machine
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import UserError
+from .files import cannot_write, reason_of, remove, sync
 from .weights import load_safetensors
 
 
@@ -39,37 +42,71 @@ def previous(path: Path) -> Path:
     return path.with_suffix(f".previous{path.suffix}")
 
 
-def save_checkpoint(path: Path, state: Mapping) -> None:
-    """torch.save under a temporary name, fsync, rename: a kill at any instant leaves a whole checkpoint under path.
+def save_checkpoint(path: Path, state: Mapping, also: Sequence[Path] = ()) -> None:
+    """torch.save under a temporary name, fsync, rename: a kill at any instant leaves a whole checkpoint.
 
-    The checkpoint that was there is kept beside it, see previous. Raises ValueError where it cannot be written; what
-    was there is untouched then.
+    The checkpoint that was at path is kept beside it, see previous. Where the file system has hard links, path is never
+    missing; elsewhere (FAT, exFAT, many network drives) it is for an instant, in which the previous one is the newest.
+    also: other paths for the same state, there before path is; what they held is not kept.
+
+    Raises UserError where it cannot be written; what was there is untouched then.
     """
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
             torch.save({**state, "digest": digest(state)}, file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
+        for other in also:
+            link_or_copy(partial, other)
         if path.exists():
-            link = path.with_name(path.name + ".link")
-            link.unlink(missing_ok=True)
-            os.link(path, link)  # so that path itself is never missing
-            link.replace(previous(path))
+            try:
+                link(path, previous(path))
+            except OSError:
+                path.replace(previous(path))
         partial.replace(path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ValueError(f"cannot write {path} ({reason}); the checkpoint before it is untouched") from None
+        raise UserError(f"{cannot_write(path, error)}; the checkpoint before it is untouched") from None
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make target a second name of the file source; what target named before is whole until then.
+
+    Raises OSError where the file system has no hard links.
+    """
+    temporary = target.with_name(target.name + ".link")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        temporary.replace(target)
+    finally:
+        remove(temporary)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """link, or where there are no hard links a copy."""
+    try:
+        link(source, target)
+    except OSError:
+        temporary = target.with_name(target.name + ".partial")
+        try:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb+") as file:
+                sync(file.fileno())
+            temporary.replace(target)
+        finally:
+            remove(temporary)
 
 
 class Saver:
     """Writes checkpoints while training goes on, one after the other.
 
-    save waits no longer than copying the tensors to host memory takes, unless the write before is still going on.
-    Leaving the context waits for the last write. A write that failed raises its ValueError at the next call.
+    save returns once the tensors are copied to host memory, from a GPU once the copies are on their way; it waits only
+    for a write before that is still going on. Leaving the context waits for the last write. A write that failed raises
+    its UserError at the next call.
     """
 
     def __init__(self, writes: bool = True) -> None:
@@ -78,17 +115,22 @@ class Saver:
         self.writing: Future | None = None
 
     def save(self, state: Mapping, *paths: Path) -> None:
-        """Write state, as it is now, to every path."""
+        """Write state, as it is now, once, and give it every path, the last one last, see save_checkpoint."""
         if not self.writes:
             return
         self.wait()
-        self.writing = self.thread.submit(self.write, on_host(state), paths)
+        gpus: set[torch.device] = set()
+        copy = on_host(state, gpus)
+        copied = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
+        self.writing = self.thread.submit(self.write, copy, copied, paths)
 
     @staticmethod
-    def write(state: Mapping, paths: Sequence[Path]) -> None:
-        """In the other thread."""
-        for path in paths:
-            save_checkpoint(path, state)
+    def write(state: Mapping, copied: Sequence[torch.cuda.Event], paths: Sequence[Path]) -> None:
+        """In the other thread. copied: when state is there."""
+        for event in copied:
+            event.synchronize()
+        *also, path = paths
+        save_checkpoint(path, state, also)
 
     def wait(self) -> None:
         """Until nothing is left to write."""
@@ -102,21 +144,31 @@ class Saver:
     def __exit__(self, kind: type | None, *_) -> None:
         try:
             self.wait()
-        except ValueError:
+        except UserError:
             if kind is None:  # otherwise another mistake is on its way out, and came first
                 raise
         finally:
             self.thread.shutdown()
 
 
-def on_host(value: object) -> object:
-    """Nested mappings, sequences and tensors, with a copy of every tensor in host memory."""
+def on_host(value: object, gpus: set[torch.device]) -> object:
+    """Nested mappings, sequences and tensors, with a copy of every tensor in host memory.
+
+    Copies from a GPU go to pinned memory, in the order of its current stream, and nothing waits for them: later steps
+    may change the tensors, but the copies must not be read before that stream has come so far. Their GPUs are added to
+    gpus.
+    """
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        value = value.detach()
+        if not value.is_cuda:
+            return value.to("cpu", copy=True)
+        gpus.add(value.device)
+        pinned = torch.empty_like(value, device="cpu", pin_memory=True)
+        return pinned.copy_(value, non_blocking=True)
     if isinstance(value, Mapping):
-        return {key: on_host(item) for key, item in value.items()}
+        return {key: on_host(item, gpus) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(on_host(item) for item in value)
+        return type(value)(on_host(item, gpus) for item in value)
     return value
 
 
@@ -125,7 +177,7 @@ def sync_folder(folder: Path) -> None:
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(handle)
+            sync(handle)
         finally:
             os.close(handle)
 
@@ -133,14 +185,14 @@ def sync_folder(folder: Path) -> None:
 def last_checkpoint(run: Path) -> tuple[Path, dict] | None:
     """The checkpoint to resume a run folder from, and its state: last.pth, or where that is damaged the one before.
 
-    It warns in that case. None where there is none. Raises ValueError where both are damaged.
+    It warns in that case. None where there is none. Raises UserError where both are damaged.
     """
     last = run / "checkpoints" / "last.pth"
     there = [path for path in (last, previous(last)) if path.is_file()]
     for path in there:
         try:
             return path, load_checkpoint(path)
-        except ValueError as error:
+        except UserError as error:
             if path is there[-1]:
                 raise
             print(f"warning: {error}; going on from {there[-1].name}, the one before it", flush=True)
@@ -150,13 +202,13 @@ def last_checkpoint(run: Path) -> tuple[Path, dict] | None:
 def load_checkpoint(path: Path) -> dict:
     """The state saved by save_checkpoint, or the mapping in any file of tensors. Never runs code from the file.
 
-    Raises ValueError, in one line that names path, where it is missing, damaged, or no checkpoint.
+    Raises UserError, in one line that names path, where it is missing, damaged, or no checkpoint.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'checkpoints/best.pth'}")
+        raise UserError(f"{path}: is a folder; give a checkpoint, such as {path / 'checkpoints/best.pth'}")
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
+        raise UserError(f"{path}: no such checkpoint")
     if path.suffix == ".safetensors":
         return load_safetensors(path)
     try:
@@ -167,14 +219,16 @@ def load_checkpoint(path: Path) -> dict:
         if unwanted or zipfile.is_zipfile(path):
             what = f" ({unwanted[1]})" if unwanted else ""
             reason = f"it holds more than tensors and plain values{what}, and is not run"
-        raise ValueError(f"{path}: {reason}") from None
+        raise UserError(f"{path}: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or reason_of(error)})") from None
     except Exception as error:  # a damaged zip archive fails in many ways
-        raise ValueError(f"{path}: damaged or not a PyTorch checkpoint ({type(error).__name__})") from None
+        raise UserError(f"{path}: damaged or not a PyTorch checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict):
-        raise ValueError(f"{path}: not a checkpoint, it holds a {type(state).__name__}")
+        raise UserError(f"{path}: not a checkpoint, it holds a {type(state).__name__}")
     stored = state.pop("digest", None)
     if stored is not None and stored != digest(state):
-        raise ValueError(f"{path}: damaged, its contents do not match its checksum")
+        raise UserError(f"{path}: damaged, its contents do not match its checksum")
     return state
 
 

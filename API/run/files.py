@@ -1,5 +1,7 @@
 """Files written whole or not at all, and arrays read with care."""
 
+import contextlib
+import errno
 import io
 import json
 import math
@@ -14,20 +16,59 @@ from typing import IO
 
 import numpy as np
 
+from .. import UserError
+
+VERSION = 1  # of what is in a run's json, jsonl and npz files; older ones do not say theirs
 MOST_ARRAY_BYTES = 2**34  # that an npz file may unpack to
 
 
+def sync(handle: int) -> None:
+    """fsync of an open file or folder, where its file system can: some network and FUSE ones cannot."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """What to tell the user of an error in writing path."""
+    return UserError(f"cannot write {path} ({getattr(error, 'strerror', None) or reason_of(error)})")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write data to path so that path holds, at any instant, either what it held before or all of data."""
+    """Write data to path so that path holds, at any instant, either what it held before or all of data.
+
+    Raises UserError, naming path, where it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of path, and see it on the disk. Raises UserError, naming path, where that fails."""
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            sync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file that is left over, if it can be: what was said before matters more."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -50,7 +91,7 @@ def reason_of(error: Exception) -> str:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an npz. Raises ValueError, naming path, where it is not a sound one of plain numbers.
+    """Every array of an npz. Raises UserError, naming path, where it is not a sound one of plain numbers.
 
     No memory is taken for an array before its header has been found to claim no more than the file holds.
     """
@@ -65,9 +106,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 with archive.open(item) as file:
                     arrays[item.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or reason_of(error)}") from None
+        raise UserError(f"{path}: {error.strerror or reason_of(error)}") from None
     except DAMAGED as error:
-        raise ValueError(f"{path}: not a sound npz file ({reason_of(error)})") from None
+        raise UserError(f"{path}: not a sound npz file ({reason_of(error)})") from None
     return arrays
 
 

@@ -5,13 +5,22 @@ from pathlib import Path
 from types import SimpleNamespace as Config
 
 from .. import UserError
-from .checkpoint import load_checkpoint
-from .release import infer_release_args, read_release
+from ..machine.processes import rank, starts
+from .checkpoint import last_checkpoint, load_checkpoint
+from .recorder import claim, refuse_checkpoints, run_of
+from .release import infer_args, infer_release_args, is_release
+from .weights import as_checkpoint
 
-# Passed on to the data set.
-DATA_FLAGS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth")
+# Passed on to the data set and its loader.
+DATA_FLAGS = (
+    "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
+    "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
+    "val_digits",
+)  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
-FIXED_FLAGS = ("dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by")
+FIXED_FLAGS = (
+    "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
+)  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
@@ -20,29 +29,90 @@ CALL_FLAGS = (
 )  # fmt: skip
 
 
+def take_up(mode: str, defaults: Mapping, given: Mapping) -> tuple[Config, Mapping | None]:
+    """The flags of a call of main.py, and the state of the checkpoint that it takes up, if any: --ckpt, or the run's
+    last one with --resume. A run to train is claimed for this process.
+
+    Raises UserError for flags that do not go together, and what settle_flags raises.
+    """
+    output = "FILE: .pt2, .onnx or .safetensors" if mode == "export" else "PATH"
+    needed = dict(ckpt="FILE, such as results/digits/checkpoints/best.pth", input="PATH", output=output)
+    for flag, what in needed.items():
+        if flag in defaults and not given.get(flag):
+            raise UserError(f"{mode} needs --{flag} {what}")
+    if mode == "compare" and not given.get("runs"):
+        raise UserError("compare needs at least one RUN, such as results/digits")
+    checkpoint, state, given = given.get("ckpt"), None, dict(given)
+    if mode == "train":
+        if starts():  # by torchrun, after a process was lost
+            given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
+        folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
+        checkpoint, state = enter_run(folder, given.get("resume"), given.get("overwrite"))
+    config, state = settle_flags(defaults, given, checkpoint, state)
+    config.mode = mode
+    for flag in ("compile", "checkpoint_blocks"):
+        if getattr(config, "plain", False) and getattr(config, flag, False):
+            raise UserError(f"--plain: applies nothing; leave out --{flag}")
+    if mode == "predict":  # its clips are not those that the checkpoint was trained on
+        own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
+        vars(config).update({flag: (defaults | given)[flag] for flag in own})
+    if mode in ("test", "explain") and not given.get("ex_name"):
+        folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
+        config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
+    elif mode != "compare":
+        config.ex_name = given.get("ex_name") or config.dataname
+    return config, state
+
+
+def enter_run(folder: Path, resume: str | None, overwrite: bool | None) -> tuple[Path | None, Mapping | None]:
+    """Claim a run folder for this process: (the checkpoint to train on from, its state), or (None, None) to start.
+
+    Raises UserError where another run is in the way, or there is none to go on with.
+    """
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run, --overwrite starts it anew: give one of them")
+    if folder.is_dir() and not rank():
+        claim(folder)
+    if not resume:
+        if not overwrite:
+            refuse_checkpoints(folder)
+        return None, None
+    found = last_checkpoint(folder)
+    if found is None and resume != "auto":
+        raise UserError(f"--resume: there is no checkpoint in {folder} to go on from; leave --resume out to start")
+    return found or (None, None)
+
+
 def settle_flags(
     defaults: Mapping, given: Mapping, checkpoint: str | Path | None, state: Mapping | None = None
 ) -> tuple[Config, Mapping | None]:
     """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
 
     state: the checkpoint's, if it is loaded already.
+    Of bare weights, the sizes are read off their shapes.
     Raises UserError where the checkpoint does not load, or is the authors' and --release is not given.
     """
     if checkpoint is None:
         return Config(**{**defaults, **given}), None
-    state = load_checkpoint(Path(checkpoint)) if state is None else state
-    if isinstance(state.get("config"), Mapping):
+    state = as_checkpoint(load_checkpoint(Path(checkpoint)) if state is None else state, checkpoint)
+    if state["config"] is not None:
         known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
+        if given.get("dataname", known.get("dataname")) != known.get("dataname"):  # what belongs to the other data set
+            known = {flag: value for flag, value in known.items() if flag not in DATA_FLAGS}
         return Config(**{**defaults, **known, **given}), state
-    if not given.get("release"):
+    release = is_release(state["model"])
+    if release and not given.get("release"):
         raise UserError(
             f"{checkpoint}: holds no flags of ours; if it is one of the authors' checkpoints, add --release"
         )
     try:
-        inferred = infer_release_args(read_release(state))
-    except ValueError as error:
+        inferred = infer_release_args(state["model"]) if release else infer_args(state["model"])
+    except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from None
-    return Config(**{**defaults, **inferred, **given}), state
+    config = Config(**{**defaults, **inferred, **given})
+    if not release:
+        print(f"{checkpoint}: holds no flags; sizes are read off its weights, --COF {config.COF:g} is taken as it is")
+    return config, state
 
 
 def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> None:

@@ -86,8 +86,11 @@ class Guard:
         kept = ""
         if self.keep is not None:
             past, future = (x.float().cpu().numpy() for x in batch)
-            write_arrays(self.keep, past=past, future=future)
-            kept = f" The batch is in {self.keep}."
+            try:
+                write_arrays(self.keep, past=past, future=future)
+                kept = f" The batch is in {self.keep}."
+            except UserError as error:
+                kept = f" The batch is lost: {error}."
         raise UserError(
             f"{self.title}, step {step + 1}, learning rate {lr:.3g}: {what} is not finite; lower --lr, set --grad_clip "
             f"1, use --precision fp32, or go on past such steps with --on_nonfinite skip.{kept} "

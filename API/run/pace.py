@@ -17,7 +17,7 @@ class Pace:
 
     def __init__(self, loader: Any, machine: Any, title: str, first: int = 0) -> None:
         self.loader, self.machine, self.step = loader, machine, first
-        self.progress = Progress(len(loader), title, machine.world.main)
+        self.progress = Progress(len(loader), title, machine.world.main, first)
         self.sequences, self.waited, self.began = 0, 0.0, time.perf_counter()
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:

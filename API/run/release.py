@@ -9,8 +9,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from .. import UserError
+from .checkpoint import load_checkpoint
+from .weights import as_checkpoint, load_into
 
 SEGMENTS = (4, 8)  # of the authors' code; it has no flag for them
 _RELEASE_NAMES = [  # ours, a pattern -> theirs
@@ -54,45 +57,61 @@ def release_name(name: str) -> str:
     return name
 
 
+def is_release(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights have the release's names."""
+    return any(name.startswith(("enc.enc.", "hid1.net.")) for name in weights)
+
+
 def read_release(checkpoint: str | Path | Mapping) -> dict[str, Tensor]:
-    """The state dict in the authors' checkpoint, wherever it lies in it."""
+    """The state dict in the authors' checkpoint, wherever it lies in it. Raises UserError where there is none."""
+    name = "release checkpoint"
     if isinstance(checkpoint, (str, Path)):
-        try:
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise ValueError(f"{checkpoint}: {error.strerror or error}") from None
-        except Exception as error:  # unpickling fails in many ways; none of them is the caller's traceback to read
-            raise ValueError(f"{checkpoint}: not a PyTorch checkpoint of tensors ({type(error).__name__})") from None
-    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise ValueError("not a release checkpoint: neither a state dict nor one under 'net'")
-    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(name, str)}
+        name, checkpoint = checkpoint, load_checkpoint(Path(checkpoint))
+    return as_checkpoint(checkpoint, name)["model"]
+
+
+def infer_args(weights: Mapping[str, Tensor]) -> dict:
+    """infer_release_args of weights under our names; of them the segments, too."""
+    try:
+        return infer_release_args({release_name(name): value for name, value in weights.items()})
+    except UserError:
+        first = next(iter(weights), "")
+        raise UserError(f"not the weights of a DFDNet, they start with '{first[:100]}'") from None
 
 
 def infer_release_args(state: Mapping[str, Tensor]) -> dict:
-    """DFDNet's arguments from the shapes in a release checkpoint: all but COF and the number of frames to predict."""
+    """DFDNet's arguments from the shapes in a release checkpoint: all but COF and the number of frames to predict.
 
-    def shape(name: str) -> tuple[int, ...]:
-        if not isinstance(state.get(name), Tensor):
-            raise ValueError(f"not a release checkpoint: '{name}' is missing")
-        return tuple(state[name].shape)
+    Raises UserError where a name is missing.
+    """
+
+    def shape(name: str, *dims: int) -> tuple[int, ...]:
+        value = state.get(name)
+        if not isinstance(value, Tensor):
+            raise UserError(f"not a release checkpoint: '{name}' is missing")
+        if value.ndim not in dims or not value.numel():
+            raise UserError(f"not a release checkpoint: '{name}' is {tuple(value.shape)}")
+        return tuple(value.shape)
+
+    def depth(stage: int) -> int:
+        return len({m[1] for name in state if (m := re.match(rf"hid1\.net\.layer{stage + 1}\.(\d+)\.", name))})
 
     layer = len({m[1] for name in state if (m := re.match(r"enc\.enc\.(\d+)\.", name))})
-    first, *rest = (shape(f"enc.enc.{i}.conv.conv.weight") for i in range(max(layer, 1)))
-    P, (D, C) = shape("hid1.net.stem.0.conv.weight")[1], first[:2]
-    depths = [
-        len({m[1] for name in state if (m := re.match(rf"hid1\.net\.layer{i + 1}\.(\d+)\.", name))})
-        for i in range(layer)
-    ]
+    first, *rest = (shape(f"enc.enc.{i}.conv.conv.weight", 4) for i in range(max(layer, 1)))
+    P, (D, C) = shape("hid1.net.stem.0.conv.weight", 4)[1], first[:2]
+    depths = [depth(stage) for stage in range(layer)]
     args = dict(hid_S=D, layer=layer, kernel_size=[s[2] for s in (first, *rest)], layer_config=depths)
     stage = next((i for i, depth in enumerate(depths) if depth), None)
     if stage is not None:
         block = f"hid1.net.layer{stage + 1}.0"
-        args["groups"] = P // shape(f"{block}.conv1.weight")[0]
+        args["groups"] = P // shape(f"{block}.conv1.weight", 4)[0]
+        h, w = (shape(f"{block}.atten.DFDU.param_{axis}", 1, 2) for axis in "hw")
+        if len(h) == 2:  # (segments, positions), as ours are
+            args["segments"] = (h[0], shape(f"{block}.atten1.DFDU.param_h", 2)[0])
         scale = 2 ** max(1, (stage + 1) // 2)  # every second layer halves; the first stage's stem does, too
-        H, W = (math.prod(shape(f"{block}.atten.DFDU.param_{axis}")) // SEGMENTS[0] * scale for axis in "hw")
+        H, W = (math.prod(axis) // args.get("segments", SEGMENTS)[0] * scale for axis in (h, w))
         args["in_shape"] = (P // D, C, H, W)
-        args["out_shape"] = (P // D, shape("dec.readout.weight")[0], H, W)
+        args["out_shape"] = (P // D, shape("dec.readout.weight", 4)[0], H, W)
     return args
 
 
@@ -103,11 +122,11 @@ def convert_release(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
         theirs = release_name(name)
         value = state.get(theirs)
         if not isinstance(value, Tensor):
-            raise ValueError(f"release checkpoint: '{theirs}' is missing (our '{name}')")
+            raise UserError(f"release checkpoint: '{theirs}' is missing (our '{name}')")
         thresholds = theirs.endswith(("param_h", "param_w"))  # flat there
         if value.numel() != target.numel() or (value.shape != target.shape and not thresholds):
             shapes = f"{tuple(value.shape)}, the model's '{name}' {tuple(target.shape)}"
-            raise ValueError(f"release checkpoint: '{theirs}' is {shapes}")
+            raise UserError(f"release checkpoint: '{theirs}' is {shapes}")
         if theirs.endswith("dwconv.weight"):
             value = value.transpose(-1, -2)
         elif theirs.endswith("param_h"):  # segment slow, position fast
@@ -120,5 +139,17 @@ def convert_release(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
         used.add(theirs)
     left = next((name for name in state if name not in used and not _RELEASE_UNUSED.search(name)), None)
     if left is not None:
-        raise ValueError(f"release checkpoint: '{left}' has no place in the model")
+        raise UserError(f"release checkpoint: '{left}' has no place in the model")
     return ours
+
+
+def load_weights(model: nn.Module, state: Mapping, path: str | Path) -> nn.Module:
+    """The model with a checkpoint's weights, ours or the authors'. Raises UserError where they do not fit."""
+    weights = as_checkpoint(state, path)["model"]
+    if is_release(weights):
+        try:
+            weights = convert_release(weights, model)
+        except UserError as error:
+            raise UserError(f"{path}: does not fit the model of these flags: {error}") from None
+    load_into(model, weights, path)
+    return model

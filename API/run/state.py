@@ -41,7 +41,7 @@ class TrainingState:
         self.epoch, self.step, self.total, self.skipped, self.best = 0, 0, 0.0, 0, math.inf
 
     def checkpoint(self) -> dict:
-        """Everything that going on from here needs, as tensors and plain values; with --shard, every process must ask."""
+        """Everything needed to go on from here, as tensors and plain values; with --shard, every process must ask."""
         parts = whole_states(self.model, self.optimizer) | {"scheduler": self.scheduler.state_dict()}
         place = {name: getattr(self, name) for name in PLACE}
         return {**parts, **place, "random": random_states(), "config": self.config}

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from API.dataloader import EpochBatches, Flag, load_data
 
+REPO = Path(__file__).parents[2]
 SHAPES = dict(in_shape=(4, 1, 32, 32), out_shape=(4, 1, 32, 32), batch_size=4, val_batch_size=7)
 
 
@@ -80,6 +81,32 @@ def test_the_global_random_generator_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def full(self) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)")
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patch reaches forked processes only")
+def test_batches_arrive_though_there_is_no_shared_memory_and_one_line_says_so(monkeypatch, capfd):
+    alone = load_data("digits", **SHAPES, splits=["train"])["train"]
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    loader = load_data("digits", **SHAPES, num_workers=2, splits=["train"])["train"]
+    for epoch in (0, 1):
+        for one, two in zip(first_batches(alone, epoch, 6), first_batches(loader, epoch, 6)):
+            assert torch.equal(one, two)
+            assert two.is_contiguous()
+            two.add_(1)  # writable
+    assert 1 <= capfd.readouterr().err.count("warning: /dev/shm") <= 2  # workers may find out at the same time
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patch reaches forked processes only")
+def test_workers_move_batches_to_shared_memory_themselves(monkeypatch):
+    """Left to multiprocessing's own thread, a full /dev/shm would lose the batch without an error."""
+    monkeypatch.setattr(torch.Tensor, "share_memory_", lambda self: self.fill_(7))
+    loader = load_data("digits", **SHAPES, num_workers=1, splits=["val"])["val"]
+    assert all((frames == 7).all() for batch in loader for frames in batch)
+    assert not (loader.collate_fn([loader.dataset[0]])[0] == 7).any()  # this process needs none
+
+
 KILLED = """
 import multiprocessing, os, signal, sys
 from API.datasets import digits
@@ -109,8 +136,8 @@ except RuntimeError as error:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes here are not forked")
 def test_a_data_process_killed_at_the_worst_instant_keeps_nobody_waiting():
-    repo, command = Path(__file__).parents[1], [sys.executable, "-c", KILLED]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=repo, timeout=60)
+    command = [sys.executable, "-c", KILLED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPO, timeout=60)
     assert "exited unexpectedly" in done.stdout or "is killed by signal" in done.stdout
 
 

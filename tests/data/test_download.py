@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "data/moving_mnist/download_mmnist.sh"
-KTH_SCRIPT = Path(__file__).parents[1] / "data/kth/download_kth.sh"
+SCRIPT = Path(__file__).parents[2] / "data/moving_mnist/download_mmnist.sh"
+KTH_SCRIPT = Path(__file__).parents[2] / "data/kth/download_kth.sh"
+T10K = os.urandom(10_000)
 FILES = {"train-images-idx3-ubyte.gz": os.urandom(50_000), "mnist_test_seq.npy": os.urandom(200_000)}
+SUMS = [hashlib.md5(data).hexdigest() for data in FILES.values()]
 
 
 def kth_archive(action: str, videos: int) -> bytes:
@@ -36,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         _, mirror, name = self.path.split("/")
         self.server.asked.append((mirror, name, self.headers.get("Range")))
-        data = (FILES | KTH_FILES).get(name)
+        data = (FILES | KTH_FILES | {"t10k-images-idx3-ubyte.gz": T10K}).get(name)
         if mirror == "broken" or data is None:
             self.send_error(404)
             return
@@ -100,10 +102,9 @@ def download(request, server, tmp_path):
 
     def run(*mirrors: str, script: Path = SCRIPT) -> subprocess.CompletedProcess:
         addresses = " ".join(f"{base}/{mirror}" for mirror in mirrors)
-        sums = [hashlib.md5(data).hexdigest() for data in FILES.values()]
         environment = dict(PATH=str(tools), no_proxy="127.0.0.1", NO_PROXY="127.0.0.1")
-        environment |= dict(MNIST_MIRRORS=addresses, MMNIST_MIRRORS=addresses, MNIST_MD5=sums[0], MMNIST_MD5=sums[1])
-        environment |= dict(KTH_MIRRORS=addresses)
+        environment |= dict(MNIST_MIRRORS=addresses, MMNIST_MIRRORS=addresses, MNIST_MD5=SUMS[0], MMNIST_MD5=SUMS[1])
+        environment |= dict(KTH_MIRRORS=addresses, T10K_MD5=hashlib.md5(T10K).hexdigest())
         command = ["bash", str(folder / script.name)]
         return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=120)
 
@@ -122,6 +123,15 @@ def test_all_files_arrive_whole_and_a_second_run_asks_for_nothing(download, serv
     assert download("good").returncode == 0
     assert server.asked == []
     assert not list(download.folder.glob("*.part"))
+
+
+def test_where_the_test_set_cannot_be_had_the_way_to_make_another_is_said(download, server, monkeypatch):
+    monkeypatch.delitem(FILES, "mnist_test_seq.npy")
+    result = download("good")
+    assert result.returncode == 1
+    assert "error: mnist_test_seq.npy could not be fetched" in result.stderr
+    assert f"python {download.folder}/make_test_set.py" in result.stderr
+    assert (download.folder / "t10k-images-idx3-ubyte.gz").read_bytes() == T10K
 
 
 @pytest.mark.parametrize("first", ["broken", "wrong"])

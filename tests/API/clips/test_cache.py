@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from API import UserError
 from API.clips.cache import ClipCache
-from API.clips.reading import BadClip, find_clips
-from API.clips.windows import ClipWindows, open_all, slide, sliding_windows
+from API.clips.fit import fit
+from API.clips.reading import BadClip, Clip, find_clips, read_frames
+from API.clips.windows import ClipWindows, cache_of, open_all, slide, sliding_windows
 
 SHAPE = (3, 24, 32)
 
@@ -27,15 +29,14 @@ def test_the_cache_gives_what_decoding_gives(folder, tmp_path):
         kept = ClipCache(tmp_path / "cache", SHAPE).open(clip)
         assert isinstance(kept, np.memmap)
         assert kept.shape == (10, *SHAPE)
-        expected = np.stack([clips.fit(f, SHAPE, "stretch", clip.path) for f in clips.read_frames(clip)])
+        expected = np.stack([fit(f, SHAPE, "stretch", clip.path) for f in read_frames(clip)])
         assert np.array_equal(kept, expected)
         assert np.array_equal(ClipCache(None, SHAPE).open(clip), expected)
 
 
 def test_a_clip_is_decoded_once_and_again_after_a_change(folder, tmp_path, monkeypatch):
     decoded = []
-    read = clips.read_frames
-    monkeypatch.setattr("API.clips.cache.read_frames", lambda clip: decoded.append(clip.name) or read(clip))
+    monkeypatch.setattr("API.clips.cache.read_frames", lambda clip: decoded.append(clip.name) or read_frames(clip))
     for _ in range(2):
         open_all(ClipCache(tmp_path / "cache", SHAPE), find_clips(folder), False, "test")
     assert decoded == ["a", "b"]
@@ -44,21 +45,21 @@ def test_a_clip_is_decoded_once_and_again_after_a_change(folder, tmp_path, monke
     cache = ClipCache(tmp_path / "cache", SHAPE)
     open_all(cache, find_clips(folder), False, "test")
     assert decoded == ["a", "b", "b"]
-    assert np.array_equal(
-        cache.open(find_clips(folder)[1])[0], clips.fit(files.picture(0, seed=5), SHAPE, "stretch", folder)
-    )
+    expected = fit(files.picture(0, seed=5), SHAPE, "stretch", folder)
+    assert np.array_equal(cache.open(find_clips(folder)[1])[0], expected)
 
 
 def test_other_sizes_do_not_share_a_cached_clip(folder, tmp_path):
     (clip, _) = find_clips(folder)
-    for shape, resize in (
+    for shape, *how in (
         (SHAPE, "stretch"),
         ((1, 24, 32), "stretch"),
         ((3, 24, 24), "crop"),
         ((3, 24, 24), "stretch"),
+        ((3, 24, 24), "stretch", "bicubic"),
     ):
-        assert ClipCache(tmp_path / "cache", shape, resize).open(clip).shape == (10, *shape)
-    assert len(list((tmp_path / "cache").iterdir())) == 4
+        assert ClipCache(tmp_path / "cache", shape, *how).open(clip).shape == (10, *shape)
+    assert len(list((tmp_path / "cache").iterdir())) == 5
 
 
 def build(folder, cache) -> None:
@@ -97,6 +98,79 @@ def test_a_full_disk_is_named_and_leaves_no_half_clip(folder, tmp_path):
     assert "File too large" in message
     assert "\n" not in message
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_bad_clip_is_found_once_for_all_splits_and_starts(folder, tmp_path, monkeypatch):
+    (folder / "broken.mp4").write_text("hello")
+    read = []
+    monkeypatch.setattr("API.clips.cache.read_frames", lambda clip: read.append(clip.name) or read_frames(clip))
+    for _ in range(3):
+        _, _, skipped = open_all(ClipCache(tmp_path / "cache", SHAPE), find_clips(folder), True, "test")
+        assert len(skipped) == 1
+        assert str(folder / "broken.mp4") in skipped[0]
+    assert read.count("broken.mp4") == 1
+    time.sleep(0.01)
+    files.write_video(folder / "broken.mp4", files.pictures(5))  # mended
+    assert len(open_all(ClipCache(tmp_path / "cache", SHAPE), find_clips(folder), True, "test")[0]) == 3
+
+
+def test_a_clip_that_cannot_be_opened_now_is_tried_again(folder, tmp_path):
+    clip = Clip(folder / "later.npy", "later.npy")
+    cache = ClipCache(tmp_path / "cache", SHAPE)
+    with pytest.raises(BadClip, match=r"later\.npy: No such file"):
+        cache.open(clip)
+    np.save(clip.path, np.zeros((4, 24, 32, 3), np.uint8))
+    assert len(cache.open(clip)) == 4
+
+
+def test_what_a_flag_answers_is_no_longer_bad(tmp_path):
+    files.write_yuv(tmp_path / "data/a_64x48_yuv420p_nv12.yuv", files.pictures(4))
+    for _ in range(2):
+        with pytest.raises(BadClip, match="give --yuv_format"):
+            ClipCache(tmp_path / "cache", SHAPE).open(find_clips(tmp_path / "data")[0])
+    (clip,) = find_clips(tmp_path / "data", yuv_format="yuv420p")
+    assert len(ClipCache(tmp_path / "cache", SHAPE).open(clip)) == 4
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "zeros", "longer", "another size"])
+def test_a_damaged_cache_file_is_made_again(folder, tmp_path, damage):
+    clip = find_clips(folder)[0]
+    expected = np.array(ClipCache(tmp_path / "cache", SHAPE).open(clip))
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    data = path.read_bytes()
+    wrong = {"emptied": b"", "cut": data[: len(data) // 2], "zeros": bytes(len(data)), "longer": data + b"0"}
+    path.write_bytes(wrong.get(damage, data[: 128 + 3 * 24 * 32]))
+    assert np.array_equal(ClipCache(tmp_path / "cache", SHAPE).open(clip), expected)
+    assert path.read_bytes() == data
+
+
+def test_a_cache_folder_that_is_a_file_is_named_before_anything_is_decoded(folder, tmp_path):
+    (folder / ".cache").write_text("")
+    with pytest.raises(UserError, match=r"--cache_dir .*\.cache: cannot keep decoded frames there") as error:
+        cache_of(folder, {}, (2, *SHAPE), "crop")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"--cache_dir .*\.cache: cannot keep decoded frames there"):
+        ClipCache(folder / ".cache", SHAPE).open(find_clips(folder)[0])  # also where it is blocked later
+
+
+def open_many(folder, cache, say) -> None:
+    """More clips than file handles, in two rounds."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    kept = ClipCache(cache, (3, 8, 8))
+    found, lengths, skipped = open_all(kept, find_clips(folder), True, "test")
+    say.put((len(found), set(lengths), skipped, [int(kept.open(clip)[3].mean()) for clip in found]))
+
+
+def test_more_clips_than_file_handles_stay_open(tmp_path):
+    (tmp_path / "many").mkdir()
+    for k in range(240):
+        np.save(tmp_path / f"many/{k}.npy", np.full((4, 8, 8, 3), k, np.uint8))
+    context = multiprocessing.get_context("fork")
+    say = context.Queue()
+    worker = context.Process(target=open_many, args=(tmp_path / "many", tmp_path / "cache", say))
+    worker.start()
+    assert say.get(timeout=60) == (240, {4}, [], list(range(240)))
+    worker.join(60)
 
 
 def test_windows_hold_the_frames_they_name_past_before_future(folder, tmp_path):

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from API.clips.reading import BadClip, Clip, find_clips, fit, read_frames
+from API import UserError
+from API.clips.fit import fit
+from API.clips.reading import BadClip, Clip, clips_at, find_clips, read_frames
+from API.clips.windows import cache_of
+from API.run.recorder import Recorder
 
 FRAMES = files.pictures(12)
 
@@ -81,6 +85,14 @@ def test_crop_keeps_the_aspect_ratio_and_the_centre_and_stretch_keeps_all():
     assert (stretched[:, :, 7:] < 5).all()
 
 
+@pytest.mark.parametrize("way", ["area", "bilinear", "bicubic"])
+def test_the_interpolation_asked_for_is_used(way):
+    frame = files.picture(2)
+    flags = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+    expected = cv2.resize(frame, (20, 16), interpolation=flags[way]).transpose(2, 0, 1)
+    assert np.array_equal(fit(frame, (3, 16, 20), "stretch", Path(), way), expected)
+
+
 def test_channels_are_converted_like_opencv_does_or_refused():
     colour = files.picture(3)
     grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)
@@ -150,10 +162,88 @@ def test_a_damaged_clip_is_named_in_one_line(how, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def clips_in(folder: Path, count: int = 3) -> Path:
+    """A folder of so many small clips."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        np.save(folder / f"c{k}.npy", np.full((4, 8, 8, 3), k, np.uint8))
+    return folder
+
+
+def test_a_linked_folder_is_entered_and_nothing_counts_twice(tmp_path):
+    data = tmp_path / "data"
+    clips_in(data / "2026")
+    files.write_images(data / "frames", FRAMES[:2])
+    store = clips_in(tmp_path / "store" / "more", 2)
+    (data / "latest").symlink_to("2026")
+    (data / "aaa").symlink_to(data / "2026")
+    (data / "again.npy").symlink_to(data / "2026/c0.npy")
+    (data / "hard.npy").hardlink_to(data / "2026/c1.npy")
+    (data / "frames again").symlink_to("frames")
+    (data / "elsewhere").symlink_to(tmp_path / "store")
+    (data / "round").symlink_to(data)
+    (store / "back").symlink_to(data)
+    assert [clip.name for clip in find_clips(data)] == [
+        "hard.npy", "2026/c0.npy", "2026/c2.npy", "elsewhere/more/c0.npy", "elsewhere/more/c1.npy", "frames",
+    ]  # fmt: skip
+
+
+def test_a_link_to_nowhere_is_a_clip_that_cannot_be_read(tmp_path):
+    clips_in(tmp_path, 1)
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "unmounted.mp4")
+    found = {clip.name: clip for clip in find_clips(tmp_path)}
+    assert list(found) == ["c0.npy", "gone.mp4"]
+    with pytest.raises(BadClip, match=r"gone\.mp4: No such file"):
+        list(read_frames(found["gone.mp4"]))
+
+
+def test_runs_and_caches_among_clips_are_none(tmp_path):
+    clips_in(tmp_path)
+    Recorder(tmp_path / "results" / "mine").log("a line")
+    Image.fromarray(FRAMES[0]).save(tmp_path / "results/mine/figures/loss.png")
+    np.save(tmp_path / "results/mine/predicted.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    files.write_images(tmp_path / "results" / "comparison", FRAMES[:2])
+    (tmp_path / "results/comparison/comparison.csv").write_text("run,mse")
+    found = find_clips(tmp_path)
+    cache = cache_of(tmp_path, {"cache_dir": tmp_path / "cache"}, (2, 3, 8, 8), "crop")
+    for clip in found:
+        cache.open(clip)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
+    assert find_clips(tmp_path) == found
+    assert [clip.name for clip in found] == ["c0.npy", "c1.npy", "c2.npy"]
+    assert [clip.name for clip in find_clips(tmp_path / "results/mine")] == ["predicted.npy", "figures"]  # asked for
+
+
+def test_a_folder_whose_frames_have_no_clear_order_is_a_clip_that_cannot_be_read(tmp_path):
+    clips_in(tmp_path, 1)
+    files.write_images(tmp_path / "both", FRAMES[:3])
+    files.write_images(tmp_path / "both", FRAMES[:3], "{:04d}.jpg")
+    npy, both = find_clips(tmp_path)
+    assert (npy.name, both.name) == ("c0.npy", "both")
+    with pytest.raises(BadClip, match=r"0000\.jpg and 0000\.png: two images of one frame"):
+        list(read_frames(both))
+
+
+def test_a_path_is_a_folder_of_clips_a_clip_or_a_clear_refusal(tmp_path):
+    clips_in(tmp_path / "two", 2)
+    files.write_images(tmp_path / "one", FRAMES[:2])
+    Image.fromarray(FRAMES[0]).save(tmp_path / "still.png")
+    (tmp_path / "notes.txt").write_text("not a clip")
+    assert [clip.name for clip in clips_at(tmp_path / "two")] == ["c0.npy", "c1.npy"]
+    assert [(clip.name, len(clip.images)) for clip in clips_at(tmp_path / "one")] == [("one", 2)]
+    assert [clip.name for clip in clips_at(tmp_path / "two/c1.npy")] == ["c1.npy"]
+    refusals = {"still.png": "one image", "notes.txt": "unknown kind of file", "none": "no such file or folder"}
+    for name, words in refusals.items():
+        with pytest.raises(UserError, match=f"--input .*{name}: {words}"):
+            clips_at(tmp_path / name)
+    with pytest.raises(UserError, match=r"--data_root .*c0\.npy is a file"):
+        find_clips(tmp_path / "two/c0.npy")
+
+
 def test_an_empty_or_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no clips in it"):
         find_clips(tmp_path)
-    with pytest.raises(FileNotFoundError, match="--data_root"):
+    with pytest.raises(UserError, match="--data_root"):
         find_clips(tmp_path / "none")
 
 

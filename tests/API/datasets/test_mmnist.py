@@ -1,15 +1,22 @@
 import gzip
+import hashlib
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from conftest import idx_file
+from data_roots import idx_file, moving_mnist
 
+from API import UserError
 from API.datasets import mmnist
 
 SHAPES = dict(in_shape=(10, 1, 64, 64), out_shape=(10, 1, 64, 64), seed=1)
 IMAGES, SEQUENCES = mmnist.IMAGES, mmnist.SEQUENCES
+
+
+@pytest.fixture
+def mnist_root(tmp_path):
+    return moving_mnist(tmp_path)
 
 
 def test_idx_images_come_back_as_written(tmp_path):
@@ -30,6 +37,43 @@ def test_training_and_validation_digits_are_different_images(mnist_root):
     assert len(train) == 10_000
     assert not {d.tobytes() for d in train.digits} & {d.tobytes() for d in val.digits}
     assert len(train.digits) + len(val.digits) == 60
+
+
+def test_val_digits_is_how_many_are_held_out(mnist_root):
+    every = {d.tobytes() for d in mmnist.read_idx_images(mnist_root / IMAGES)}
+    for held_out in (1, 20, 59):
+        train, val = (
+            mmnist.dataset(split, data_root=mnist_root, **SHAPES, val_digits=held_out) for split in ("train", "val")
+        )
+        assert len(val.digits) == held_out
+        assert {d.tobytes() for d in train.digits} | {d.tobytes() for d in val.digits} == every
+        assert len(train.digits) + len(val.digits) == 60
+        assert val.note == ""
+
+
+def test_without_held_out_digits_training_has_all_and_validation_other_motions_and_says_so(mnist_root):
+    train, val = (mmnist.dataset(split, data_root=mnist_root, **SHAPES, val_digits=0) for split in ("train", "val"))
+    assert len(train.digits) == len(val.digits) == 60
+    assert "digits that are trained on" in val.note
+    seeds = [mmnist.dataset("val", data_root=mnist_root, **SHAPES | dict(seed=s), val_digits=0)[3][0] for s in (1, 2)]
+    assert torch.equal(*seeds)  # the same for every run
+    starts = {tuple(corners[:, :, 0].ravel()) for corners in (train.script([n])[1][0] for n in range(2000))}
+    shared = sum(tuple(val.script([n])[1][0][:, :, 0].ravel()) in starts for n in range(200))
+    assert shared <= 3  # of 37^4 beginnings
+
+
+@pytest.mark.parametrize("digits", [60, 61])
+def test_holding_out_all_digits_is_refused(mnist_root, digits):
+    with pytest.raises(UserError, match=f"--val_digits {digits}: must leave some of the 60 digits"):
+        mmnist.dataset("train", data_root=mnist_root, **SHAPES, val_digits=digits)
+
+
+def test_only_the_file_of_the_published_sum_goes_without_a_note(mnist_root, monkeypatch):
+    data = mmnist.dataset("test", data_root=mnist_root, **SHAPES)
+    found = hashlib.md5((mnist_root / SEQUENCES).read_bytes()).hexdigest()
+    assert data.note == f"generated, not the published set: mnist_test_seq.npy has md5 {found}"
+    monkeypatch.setattr(mmnist, "MD5", found)
+    assert mmnist.dataset("test", data_root=mnist_root, **SHAPES).note == ""
 
 
 @pytest.mark.parametrize(
@@ -69,7 +113,7 @@ BROKEN_IMAGES = ["missing", "no gzip", "cut gzip", "damaged gzip", "labels", "sh
 @pytest.mark.parametrize("how", BROKEN_IMAGES)
 def test_broken_images_are_named_in_one_line_with_the_way_out(mnist_root, how):
     break_images(mnist_root / IMAGES, how)
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
+    with pytest.raises(UserError) as error:
         mmnist.dataset("train", data_root=mnist_root, **SHAPES)
     message = str(error.value)
     assert "\n" not in message
@@ -105,7 +149,7 @@ def break_sequences(path, how):
 @pytest.mark.parametrize("how", ["missing", "cut", "text", "pickle", "objects", "shape", "dtype", "empty"])
 def test_broken_sequences_are_named_in_one_line_and_never_unpickled(mnist_root, how):
     break_sequences(mnist_root / SEQUENCES, how)
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
+    with pytest.raises(UserError) as error:
         mmnist.dataset("test", data_root=mnist_root, **SHAPES)
     message = str(error.value)
     assert "\n" not in message

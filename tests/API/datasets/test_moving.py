@@ -103,7 +103,7 @@ def test_no_digit_image_is_in_two_splits():
     assert not splits["val"] & splits["test"]
 
 
-def test_validation_and_test_do_not_hang_on_the_seed_but_training_does():
+def test_training_depends_on_the_seed_but_validation_and_test_do_not():
     for split in ("train", "val", "test"):
         one, two = (digits.dataset(split, in_shape=SHAPE, out_shape=SHAPE, seed=seed)[0][0] for seed in (1, 2))
         assert torch.equal(one, two) == (split != "train")

@@ -1,8 +1,13 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
 
 from API.evaluation import figures
+
+RED = [200, 9, 9]
 
 
 @pytest.fixture(params=[1, 2, 3], ids=["grey", "two channels", "colour"])
@@ -30,6 +35,88 @@ def test_a_gif_has_a_picture_for_every_frame_and_shows_the_truth_left(sequence, 
     assert np.abs(shown[14 : 14 + 32, 2 : 2 + 48] - truth).mean() < 12  # GIFs have 256 colours
 
 
+@pytest.mark.parametrize(("H", "W"), [(64, 64), (128, 128), (256, 448), (16, 24), (1080, 1920)])
+def test_frames_in_a_strip_touch_and_keep_their_shape(H, W):
+    frame = np.full((H, W, 3), RED, np.uint8)
+    rows = [
+        figures.Row("a", [frame] * 4),
+        figures.Row("b", [None, frame]),
+    ]
+    picture = np.asarray(figures.tiles(rows))
+    inside = (picture == RED).all(-1)
+    top, left = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+    columns = np.split(left, np.flatnonzero(np.diff(left) > 1) + 1)
+    lines = np.split(top, np.flatnonzero(np.diff(top) > 1) + 1)
+    assert (len(columns), len(lines)) == (4, 2)
+    assert {b[0] - a[-1] for a, b in pairwise(columns)} == {5}  # four white pixels in between
+    h, w = len(lines[0]), len(columns[0])
+    assert w <= figures.LARGEST
+    assert h / w == pytest.approx(H / W, abs=1 / w)
+    assert not inside[lines[1][0] : lines[1][-1] + 1, columns[0][0] : columns[0][-1] + 1].any()  # the gap
+
+
+def test_numbers_stand_above_a_row_where_they_change_and_are_not_covered(monkeypatch):
+    drawn = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, xy, text, *a, **k: drawn.append((text, xy)) or draw(self, xy, text, *a, **k),
+    )
+    frames = [np.zeros((64, 64, 3), np.uint8)] * 3
+    picture = np.asarray(
+        figures.tiles(
+            [figures.Row("past", frames, -2), figures.Row("truth", frames), figures.Row("prediction", frames)], "title"
+        )
+    )
+    assert [text for text, _ in drawn if text[-1].isdigit()] == ["-2", "-1", "0", "+1", "+2", "+3"]
+    for text, (x, bottom) in drawn:
+        if text[-1].isdigit():
+            number = picture[round(bottom) - 13 : round(bottom), round(x) - 12 : round(x) + 12]
+            assert (number == 0).any()
+            assert (number == 255).all(-1).mean() > 0.5  # on white, no frame over it
+
+
+def test_black_does_not_flatten_the_other_curves(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
+    curves = {"model": [1.0, 2.0], "copy_last": [3.0, 4.0], "black": [1000.0, 1000.0]}
+    figures.frame_curves({name: {"mse": {"per_frame": values}} for name, values in curves.items()}, tmp_path)
+    (axis,) = kept[0].axes
+    assert axis.get_ylim()[0] < 1
+    assert 4 < axis.get_ylim()[1] < 5
+    assert "black: 1e+03" in axis.texts[0].get_text()
+    assert axis.get_legend() is None  # beside the curves, not over them
+    assert [text.get_text() for text in kept[0].legends[0].get_texts()] == ["model", "copy last", "black"]
+
+
+def test_curves_of_other_lengths_are_shown_whole(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
+    curves = {name: {"mse": {"per_frame": [1.0] * frames}} for name, frames in {"a": 6, "b": 4}.items()}
+    figures.frame_curves(curves, tmp_path)
+    assert kept[0].axes[0].get_xlim()[1] > 6
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 2000])
+def test_epochs_are_whole_numbers(epochs, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
+    record = dict(train_loss=1.0, lr=0.1, val_loss=2.0, val_mse=3.0, val_ssim=0.5)
+    figures.training_curves([record | dict(epoch=e) for e in range(1, epochs + 1)], tmp_path)
+    for axis in kept[0].axes:
+        assert all(float(tick).is_integer() for tick in axis.get_xticks())
+
+
+@pytest.mark.parametrize("width", [24, 64, 128, 448])
+def test_captions_stay_within_their_picture(width):
+    line = figures.captions(["prediction +10", "truth"], width)
+    assert line.shape == (18, 2 * width + 4)
+    assert (line[:, width : width + 4] == 255).all()
+    assert (line[:, :width] < 128).any()
+    assert (line[:, width + 4 :] < 128).any()
+
+
 def test_images_keep_values():
     frame = np.array([[[0.0, 0.5, 1.0, 1.7, -0.3]]])
     assert figures.as_image(frame)[0, :, 0].tolist() == [0, 128, 255, 255, 0]
@@ -43,3 +130,27 @@ def test_curves_are_drawn_from_the_records(tmp_path):
     result = {"mse": {"per_frame": [1.0, 2.0]}, "ssim": {"per_frame": [0.9, 0.8]}}
     figures.frame_curves({"model": result, "copy_last": result}, tmp_path / "frames.png")
     assert all(Image.open(tmp_path / name).size[0] > 400 for name in ("training.png", "frames.png"))
+
+
+def test_tensorboard_groups_its_numbers_and_has_flags_and_test_scores(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = dict(epoch=1, train_loss=3.0, val_loss=2.0, val_mse=5.0, val_ssim=0.5, lr=0.1, waiting=0.2)
+    record |= {"filter": [{"stage": 1, "removed": 0.3, "threshold_moved": 0.01}]}
+    past, future = torch.rand(4, 1, 16, 24), torch.rand(6, 1, 16, 24)
+    tested = {"protocols": ["strict"], "strict": {"model": {"mse": {"mean": 7.0}}}}
+    with figures.Board(tmp_path) as board, figures.Board(tmp_path / "other", writes=False) as silent:
+        for one in (board, silent):
+            one.epoch(1, record, (past, future, future))
+            one.results({"lr": 0.1, "in_shape": [4, 1, 16, 24], "init": None}, tested)
+    assert not (tmp_path / "other").exists()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    expected = {
+        "loss/train": 3.0, "loss/val": 2.0, "metrics/mse": 5.0, "metrics/ssim": 0.5, "training/lr": 0.1,
+        "training/waiting": 0.2, "filter/stage1/removed": 0.3, "filter/stage1/threshold_moved": 0.01,
+        "test/strict/mse": 7.0,
+    }  # fmt: skip
+    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == pytest.approx(expected)
+    assert len(events.Tags()["images"]) == 1
+    assert "_hparams_/session_start_info" in events.summary_metadata

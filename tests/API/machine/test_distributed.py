@@ -10,6 +10,7 @@ import pytest
 import torch
 from worker import can_shard
 
+from API import UserError
 from API.machine.sharding import distribute
 from API.run.checkpoint import load_checkpoint
 from API.run.flags import refuse_changed_flags, sequences_at_once
@@ -114,7 +115,7 @@ def test_batches_must_divide_among_processes_and_parts():
     from types import SimpleNamespace
 
     for batch, accumulate, processes, flag in ((16, 1, 3, "--batch_size 16"), (16, 3, 2, "--accumulate 3")):
-        with pytest.raises(ValueError, match=flag):
+        with pytest.raises(UserError, match=flag):
             sequences_at_once(SimpleNamespace(batch_size=batch, accumulate=accumulate), processes)
     assert sequences_at_once(SimpleNamespace(batch_size=16, accumulate=4), 2) == 2
 
@@ -126,7 +127,7 @@ def test_one_process_is_the_model_itself():
     assert distribute(model, world, torch.device("cpu"), [], False, False) is model
     assert world.share([1, 2, 3]) == [1, 2, 3]
     assert world.any(True, False) == [True, False]
-    with pytest.raises(ValueError, match="--lr"):  # what else must not change is as with one process
+    with pytest.raises(UserError, match="--lr"):  # what else must not change is as with one process
         refuse_changed_flags({"lr": 1}, {"lr": 2}, ["lr"])
 
 

@@ -20,9 +20,10 @@ import core
 import main
 from API.clips.cache import ClipCache
 from API.datasets import digits
+from API.evaluation import figures
 from API.run.checkpoint import Saver, last_checkpoint, load_checkpoint, save_checkpoint
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[3]
 FLAGS = [*TINY_FLAGS, "--batch_size", "4", "--val_batch_size", "2", "--precision", "fp32", "--device", "cpu"]
 
 
@@ -31,7 +32,7 @@ def call(tmp_path, monkeypatch, capsys):
     """The command line in a folder of its own: (exit code, what it said on stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digits, "SEQUENCES", {"train": 12, "val": 4, "test": 4})
-    monkeypatch.setattr(visualize, "save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
 
     def run(*flags: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *flags])
@@ -39,14 +40,6 @@ def call(tmp_path, monkeypatch, capsys):
         return code, capsys.readouterr().err
 
     return run
-
-
-@pytest.fixture
-def small_files():
-    """Call it, and no file can grow beyond so many bytes: writing then fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def one_line(err: str) -> str:
@@ -102,9 +95,9 @@ def test_saving_copies_and_does_not_wait_for_the_disk(tmp_path, monkeypatch):
 
     may_write, written = threading.Event(), []
 
-    def slow(path, state):
+    def slow(path, state, also):
         assert may_write.wait(20)
-        written.append((path.name, state["w"].clone()))
+        written.extend((name.name, state["w"].clone()) for name in (*also, path))
 
     monkeypatch.setattr("API.run.checkpoint.save_checkpoint", slow)
     w = torch.zeros(3)

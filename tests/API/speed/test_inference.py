@@ -1,15 +1,13 @@
-"""Models made ready to predict, against themselves as they were trained."""
+"""Models prepared for inference only, against themselves as they were trained."""
 
 import copy
 
 import pytest
 import torch
 from conftest import TINY
-from TemporalModule.winograd import Conv3x3, ConvTranspose3x3, pays
 from torch import nn
 
-from API.machine.device import Machine
-from API.speed.inference import CONVOLUTIONS, fold_norms, round_weights
+from API.speed.inference import CONVOLUTIONS, fold_norms, prepare_inference, round_weights
 from DFDNet import DFDNet
 
 
@@ -31,21 +29,75 @@ def error(ours: torch.Tensor, true: torch.Tensor) -> float:
 def test_a_model_with_its_norms_folded_predicts_the_same(release):
     model, past = trained(DFDNet(**TINY, release=release)).double(), torch.rand(2, 4, 1, 32, 32, dtype=torch.float64)
     folded = copy.deepcopy(model)
-    fold_norms(folded)
+    assert fold_norms(folded, past) == ["15 BatchNorms folded into convolutions"]
     assert error(folded(past), model(past)) < 1e-12
     # Only the stems' second norms are left, which come behind a ReLU.
     left = [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert left == ["temporal.stem_first.3", "temporal.stem_last.0.3"]
 
 
+class Sharpened(nn.Conv2d):
+    """A convolution of one's own: twice what its class computes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Twice(nn.Sequential):
+    """A sequence of one's own: its first layer is called twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self[0](x))
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return module
+
+
+def parametrised(module: nn.Module) -> nn.Module:
+    nn.utils.parametrizations.weight_norm(module[0])
+    return module
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("layer", [Conv3x3, ConvTranspose3x3])
-def test_norms_are_folded_into_convolutions_by_winograds_method_too(layer):
-    model, x = trained(nn.Sequential(layer(160, 128), nn.BatchNorm2d(128))), torch.randn(2, 160, 32, 32)
-    true = copy.deepcopy(model).double()(x.double())
-    fold_norms(model)
-    assert pays(x, model[0])
-    assert error(model(x), true) < 5e-6
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(Sharpened(3, 3, 3), nn.BatchNorm2d(3)),
+        lambda: Twice(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
+        lambda: hooked(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))),
+        lambda: parametrised(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))),
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)),
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)),
+    ],
+    ids=["subclass", "own sequence", "hook", "parametrisation", "batch statistics", "grouped transposed"],
+)
+def test_what_is_not_known_to_be_right_is_not_folded(build):
+    model = nn.Sequential(build()).eval()
+    x = torch.randn(2, 4 if isinstance(model[0][0], nn.ConvTranspose2d) else 3, 8, 8)
+    before = model(x)
+    assert fold_norms(model, x) == []
+    assert torch.equal(model(x), before)
+
+
+@torch.no_grad()
+def test_folding_that_would_change_a_prediction_is_taken_back():
+    inner = trained(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) + self.inner[0](x)  # reads the convolution without its norm
+
+    model, x = Outer().eval(), torch.randn(2, 3, 8, 8)
+    before = model(x)
+    (line,) = fold_norms(model, x)
+    assert line.startswith("warning: BatchNorms are not folded")
+    assert torch.equal(model(x), before)
 
 
 @torch.no_grad()
@@ -66,13 +118,14 @@ def test_rounded_weights_give_the_bits_of_autocast_at_half_the_size(release):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_a_machine_makes_a_model_ready_that_is_as_exact_as_before(precision, dtype):
-    machine, past = Machine("cpu", 0, precision, 0, False), torch.rand(2, 4, 1, 32, 32)
+def test_a_prepared_model_is_as_exact_as_before(precision, dtype):
+    past = torch.rand(2, 4, 1, 32, 32)
     model = trained(DFDNet(**TINY)).train()
     before = copy.deepcopy(model).eval()
     true = copy.deepcopy(before).double()(past.double())
-    ready = machine.to_predict(model)
-    assert not any(module.training for module in ready.modules())
-    assert {m.weight.dtype for m in ready.modules() if isinstance(m, CONVOLUTIONS)} == {dtype}
-    with machine.autocast():
-        assert error(ready(past), true) < 1.2 * error(before(past), true)
+    lines = prepare_inference(model, past, precision)
+    assert len(lines) == (2 if precision == "bf16" else 1)
+    assert not any(module.training for module in model.modules())
+    assert {m.weight.dtype for m in model.modules() if isinstance(m, CONVOLUTIONS)} == {dtype}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        assert error(model(past), true) < 1.2 * error(before(past), true)

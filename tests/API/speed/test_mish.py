@@ -1,12 +1,10 @@
 """Mish from one exponential, against PyTorch's, which takes exp, log1p and tanh."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from API.speed.mish import AT_A_TIME, GroupNormMish, mish
+from API.speed.mish import AT_A_TIME, mish
 
 
 def exact(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,35 +50,3 @@ def test_parts_make_a_whole_and_the_layout_stays(layout):
     assert torch.allclose(y, F.mish(big), rtol=1e-5, atol=1e-6)
     assert torch.equal(y[4:], mish(big[4:]))
     assert mish(x[:0]).shape == (0, 3, 4, 2)
-
-
-def test_what_a_compiler_gets_is_group_norm_then_mish_and_leaves_the_layout():
-    norm = GroupNormMish(2, 6).double()
-    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    x = 3 + torch.randn(2, 6, 5, 7, dtype=torch.float64)
-    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    expected, ours = F.mish(F.group_norm(x, 2, norm.weight, norm.bias, norm.eps)), norm.channels_last(x)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
-    assert torch.allclose(norm(x), expected, rtol=0, atol=1e-12)
-    grad, inputs = torch.randn_like(expected), (x, norm.weight, norm.bias)
-    for a, b in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
-        assert torch.allclose(a, b, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("channels", [8, 64])  # few and many a group take different ways
-def test_group_norm_and_mish_in_bfloat16_are_exact_to_its_last_bits(channels):
-    norm = GroupNormMish(2, channels)
-    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    x = (3 + torch.randn(2, channels, 5, 7)).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
-    true_x = x.detach().double().requires_grad_()
-    true = copy.deepcopy(norm).double()
-    with torch.autocast("cpu", torch.bfloat16):
-        y = norm(x)
-    assert y.dtype == torch.bfloat16
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    true_y, grad = true(true_x), torch.randn(y.shape)
-    assert (y - true_y).abs().max() < 2**-7 * true_y.abs().max()
-    ours = torch.autograd.grad(y, (x, *norm.parameters()), grad.bfloat16())
-    for a, b in zip(ours, torch.autograd.grad(true_y, (true_x, *true.parameters()), grad.double())):
-        assert (a - b).norm() < 2e-2 * b.norm()

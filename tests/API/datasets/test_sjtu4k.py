@@ -1,0 +1,43 @@
+"""SJTU4K, on small files in the real formats."""
+
+from pathlib import Path
+
+import data_roots
+import files
+import pytest
+
+from API.dataloader import SPLITS
+from API.datasets import sjtu4k
+
+SHAPES = dict(in_shape=(2, 3, 24, 32), out_shape=(2, 3, 24, 32), seed=1)
+
+
+@pytest.fixture
+def sjtu_root(tmp_path) -> Path:
+    return data_roots.sjtu4k(tmp_path)
+
+
+def test_takes_every_kind_of_clip_and_splits_by_the_list(sjtu_root):
+    names = {}
+    for split in SPLITS:
+        data = sjtu4k.dataset(split, data_root=sjtu_root, **SHAPES)
+        names[split] = [clip.name for clip in data.clips]
+        assert len(data) == 2 * len(data.clips)
+        assert data[0][0].shape == (2, 3, 24, 32)
+    assert names == {
+        "train": ["Bund_Nightscape_64x48.yuv", "Marathon.mp4"],
+        "val": ["Tall Buildings 64x48 10bit.yuv"],
+        "test": ["rush hour"],
+    }
+
+
+def test_splits_all_fifteen_clips():
+    split = sjtu4k.read_split()
+    assert len(split) == 15
+    assert set(split.values()) == set(SPLITS)
+
+
+def test_names_a_clip_that_is_not_listed(sjtu_root):
+    files.write_images(sjtu_root / "sjtu4k/Somewhere Else", files.pictures(9))
+    with pytest.raises(ValueError, match=r"Somewhere Else: not in the split; add a line .*split\.txt"):
+        sjtu4k.dataset("train", data_root=sjtu_root, **SHAPES)

@@ -1,0 +1,83 @@
+"""Recomputation by blocks: what it keeps, and that running statistics count a batch once."""
+
+import pytest
+import torch
+from models import batch, differences, tiny, training_step
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from API.speed.recompute import recompute_blocks
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator.overloadpacket.__name__ in ("mm", "addmm", "bmm")
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recompute", "times"), [(False, 1), (True, 2)])
+def test_matrix_products_are_computed_twice_where_inputs_alone_are_kept(recompute, times):
+    model, (past, future) = tiny(), batch()
+    if recompute:
+        recompute_blocks(model.blocks())
+    with torch.no_grad(), Products() as forward:
+        model(past)
+    with Products() as step:
+        training_step(model, past, future)
+    assert step.count == (times + 2) * forward.count > 0  # backward is two products for one
+
+
+class Centred(nn.Module):
+    """Subtracts a running mean that every call moves: what a block reads, it also changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.mean.lerp_(x.mean(), 0.5)
+        return (self.scale * (x - self.mean)).tanh()
+
+
+def test_buffers_that_a_block_reads_and_changes_are_seen_as_they_were():
+    x = torch.randn(3, 4, dtype=torch.float64)
+    found = []
+    for recompute in (False, True):
+        block = Centred().double()
+        if recompute:
+            recompute_blocks([block])
+        first, second = block(x), block(x + 1)  # both recomputed when the buffer has moved on
+        (first.square().sum() + second.sum()).backward()
+        found.append((block.scale.grad, block.mean))
+    assert torch.allclose(*(grad for grad, _ in found), rtol=1e-12)
+    assert torch.equal(*(mean for _, mean in found))
+
+
+def test_only_inputs_are_kept():
+    kept = []
+    model, (past, _) = tiny(), batch()
+    for recompute in (False, True):
+        if recompute:
+            recompute_blocks(model.blocks())
+        sizes = {}
+
+        def note(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model(past)
+        kept.append(sum(sizes.values()))
+    assert kept[1] < kept[0] / 4
+
+
+def test_a_model_in_evaluation_recomputes_nothing_wrong():
+    plain, model, (past, future) = tiny().eval(), tiny().eval(), batch()
+    recompute_blocks(model.blocks())
+    assert max(differences(training_step(model, past, future), training_step(plain, past, future)).values()) < 1e-9
