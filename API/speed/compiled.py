@@ -52,20 +52,31 @@ def try_compiling(model: nn.Module, blocks: Sequence[nn.Module], example: Tensor
     if trial.training:
         with autocast():
             future = trial(example)
+        buffers = [buffer.clone() for buffer in trial.buffers()]
         future.float().sum().backward()
+        if not all(map(torch.equal, buffers, trial.buffers())):  # where the compiler gave up within keep_products
+            raise RuntimeError("backward would update buffers, such as BatchNorm's statistics, a second time")
     with autocast(), torch.no_grad():
         trial.eval()(example)
 
 
 def compile_block(block: nn.Module, backend: str | Callable) -> None:
-    """Compile one block, for batches of any size."""
-    compiled = torch.compile(functools.partial(keep_products, block._call_impl), backend=backend, dynamic=False)
+    """Compile one block's forward, for batches of any size. Its hooks stay outside: the compiler cannot trace those
+    that gather the weights of a sharded block."""
+    compiled = torch.compile(functools.partial(keep_products, block.forward), backend=backend, dynamic=False)
 
-    def call(*inputs):
+    def forward(*inputs):
         for x in inputs:
             if isinstance(x, Tensor):
                 torch._dynamo.maybe_mark_dynamic(x, 0)
         return compiled(*inputs)
+
+    def call(*inputs):
+        block.forward = forward  # for this call alone: a copy of block must not take it along
+        try:
+            return block._call_impl(*inputs)
+        finally:
+            del block.forward
 
     replace_call(block, call)
 
