@@ -58,7 +58,8 @@ def try_compiling(model: nn.Module, blocks: Sequence[nn.Module], example: Tensor
 
 
 def compile_block(block: nn.Module, backend: str | Callable) -> None:
-    """Compile a block's forward, for batches of any size: as a whole, or it fails. Hooks run outside of it."""
+    """Compile a block's forward, for batches of any size: as a whole, or it fails. (In parts, what keep_products
+    computes again would update BatchNorm's statistics twice.) Hooks, such as those of sharding, run outside of it."""
 
     def compiled(forward: Callable) -> Callable:
         code = torch.compile(functools.partial(keep_products, forward), backend=backend, dynamic=False, fullgraph=True)

@@ -18,8 +18,8 @@ def recompute_blocks(blocks: Sequence[nn.Module]) -> list[str]:
 
 
 def replace_forward(block: nn.Module, change: Callable[[Callable], Callable]) -> None:
-    """Let block.forward be what `change` makes of it: a function of the module and its inputs. Hooks stay outside, and a
-    copy of the block gets a forward of its own."""
+    """Let block.forward be what `change` makes of it: a function of the module and its inputs. Hooks stay outside of
+    it, and a copy of the block gets a forward of its own."""
     forward = vars(block).get("forward")
     block.forward = MethodType(change(type(block).forward if forward is None else forward.__func__), block)
 
