@@ -112,7 +112,7 @@ def compare(output: str) -> int:
             "warned": float(any(line.startswith("warning") for line in said)),
         }
         if way == "shards":
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
             optimizer.step()
             whole = whole_states(model, optimizer)
             plain = torch.optim.Adam(copy_of.parameters(), lr=0.1)
