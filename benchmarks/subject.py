@@ -34,7 +34,7 @@ class Product:
         import main
 
         _, defaults, given = main.parse(["--dataname", model, "--device", device, *FLAGS[name]])
-        self.core, self.config = core, SimpleNamespace(**defaults | given, ckpt="none")
+        self.core, self.config = core, SimpleNamespace(**defaults | given)
         self.machine = core.prepare(self.config)
         self.device, self.in_shape, self.out_shape = self.machine.device, defaults["in_shape"], defaults["out_shape"]
         self.compile_seconds = None
@@ -169,13 +169,13 @@ def seconds(work, device: torch.device) -> float:
     return (time.perf_counter() - began) / (5 if gpu else 1)
 
 
-def launches(work) -> int:
-    """Kernels that work() launches on a GPU, copies and fills included."""
+def launches(work) -> int | None:
+    """Kernels that work() launches on a GPU, copies and fills included; None where the profiler sees none."""
     work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
         torch.cuda.synchronize()
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) or None
 
 
 def peak(work) -> int:

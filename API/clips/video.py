@@ -119,7 +119,7 @@ def decode(path: Path, container, stream) -> Iterator:
                 yield held.popleft()
     count += len(held)
     yield from held
-    if received < sum(entry.size > 0 for entry in getattr(stream, "index_entries", ())):  # PyAV has them from 17 on
+    if received < sum(entry.size > 0 for entry in stream.index_entries):
         raise damaged(path, count, "it ends before its last packet")
     if count == 0:
         raise BadClip(f"{path}: damaged, no frame can be decoded")
@@ -181,11 +181,7 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
                     # Encoders write 1.004 for 1 where they have rounded a size.
                     width = frame.width if abs(aspect - 1) < 0.01 else round(frame.width * aspect)
                     check_pixels(path, width, frame.height)
-                    # PyAV 15 and 16 use the frame's matrix only where another is asked for, and RGB has none; and its
-                    # range only where it is given.
-                    how = {"dst_colorspace": "ITU601", "src_color_range": frame.color_range}
-                    if width != frame.width:
-                        how |= {"width": width, "interpolation": "BICUBIC"}
+                    how = {} if width == frame.width else {"width": width, "interpolation": "BICUBIC"}
                     transparent = not opaque and has_alpha(frame.format)
                 elif (frame.width, frame.height) != (first.width, first.height):
                     sizes = f"{frame.width}x{frame.height} after {first.width}x{first.height}"

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..speed.compiled import keep_products
-from ..speed.recompute import recompute_blocks, replace_call
+from ..speed.recompute import recompute_blocks, replace_forward
 
 CHOICES = ("eager", "--compile", "--checkpoint_blocks")  # what decides how much is kept for backward
 ROOM = 1.1  # times what is counted: for the allocator's gaps and the workspaces of cuDNN, cuFFT and cuBLAS
@@ -75,7 +75,7 @@ def keep_as(choice: str, blocks: Sequence[nn.Module]) -> None:
         recompute_blocks(blocks)
     elif choice == "--compile":  # the compiler follows the same policy
         for block in blocks:
-            replace_call(block, functools.partial(keep_products, block._call_impl))
+            replace_forward(block, lambda forward: functools.partial(keep_products, forward))
 
 
 def norms_in_float32(model: nn.Module) -> None:

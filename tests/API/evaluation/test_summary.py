@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from API.evaluation.summary import CHOICES, Ledger, cost_table, costs, memory, step_bytes, training_bytes
+from API.speed.compiled import compile_block
 from DFDNet import DFDNet
 
 MIB = 2**20
@@ -26,8 +27,9 @@ def build() -> nn.Module:
 
 
 def test_bytes_are_counted_as_they_are():
-    """In rows of 8 floats, with the prediction. Eager: two results a block, the sigmoid's and the tanh's; a compiled
-    block keeps its input and the product's result; a recomputed one its input. The first input does not count."""
+    """In rows of 8 floats, the prediction included. Eager: two results a block, the sigmoid's and the tanh's; a
+    compiled block keeps its input and the product's result; a recomputed one its input. The first input does not count.
+    """
     row = 4 * 8
     kept = {choice: memory(build, list, choice, (8,), 4) for choice in CHOICES}
     assert {choice: found["kept"] / row for choice, found in kept.items()} == {
@@ -103,3 +105,31 @@ def test_parameters_and_multiply_adds_are_those_of_the_layers():
     cost = costs(lambda: nn.Sequential(nn.Conv2d(3, 5, 3, padding=1)), list, (3, 8, 8), 2)
     assert cost["parameters"] == 5 * 3 * 9 + 5
     assert cost["multiply_adds"] == 8 * 8 * 5 * 3 * 9
+
+
+def test_a_compiled_block_keeps_what_is_counted():
+    torch._dynamo.reset()
+
+    def build_dfdb() -> nn.Module:
+        shape = (4, 1, 32, 32)
+        (dfdb,) = DFDNet(shape, shape, hid_S=8, layer_config=(0, 1, 0, 0)).temporal.stages[1]
+        return nn.Sequential(dfdb)
+
+    (dfdb,) = model = build_dfdb().train()
+    compile_block(dfdb, "aot_eager_decomp_partition")  # what Inductor keeps, without its code
+    own, kept = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}, []
+    for sequences in (2, 4):
+        saved = {}
+
+        def note(x: torch.Tensor, saved=saved) -> torch.Tensor:
+            saved[x.untyped_storage()._cdata] = x.untyped_storage().nbytes(), x  # alive: no other takes its place
+            return x
+
+        past = torch.rand(sequences, 32, 16, 16)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            model(past)
+        saved.pop(past.untyped_storage()._cdata, None)
+        kept.append(sum(size for key, (size, _) in saved.items() if key not in own))
+    counted = memory(build_dfdb, list, "--compile", (32, 16, 16), 4)
+    prediction = 4 * 32 * 16 * 16  # counted, too, as the loss keeps it
+    assert (kept[1] - kept[0]) / 2 + prediction == counted["kept"]

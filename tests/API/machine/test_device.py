@@ -40,11 +40,14 @@ def test_the_chosen_gpu_is_made_the_current_one_and_asked_what_it_can_do():
         def __exit__(self, *_) -> None:
             current[0] = self.before
 
+    def is_bf16_supported(including_emulation: bool) -> bool:
+        return current[0] == 1
+
     with (
         mock.patch("torch.cuda.is_available", return_value=True),
         mock.patch("torch.cuda.device_count", return_value=2),
         mock.patch("torch.cuda.device", Current),
-        mock.patch("torch.cuda.is_bf16_supported", lambda including_emulation: current[0] == 1),
+        mock.patch("torch.cuda.is_bf16_supported", is_bf16_supported),
         mock.patch("torch.cuda.set_device", lambda gpu: current.append(gpu.index)),
     ):
         assert choose_precision("auto", torch.device("cuda", 0)) == "fp32"
