@@ -1,13 +1,14 @@
 """Norms over few channels on a CPU: computed in float32 under bfloat16 autocast, where PyTorch's kernels are slow.
 
-PyTorch vectorises these norms along the channels of a group. With fewer than FEW its bfloat16 kernels take up to four
-times as long as converting to float32 and back.
+PyTorch vectorises these norms along the channels that they normalise together. With few of them its bfloat16 kernels
+take up to four times as long as converting to float32 and back.
 """
 
 import torch
 from torch import Tensor, nn
 
-FEW = 80  # LayerNorm: channels; GroupNorm: channels in all groups
+FEW = 80  # channels of a LayerNorm
+FEW_IN_GROUP = 16  # channels of a group of a GroupNorm
 
 
 class Float32LayerNorm(nn.LayerNorm):
@@ -32,7 +33,7 @@ def swap_norms(model: nn.Module) -> list[str]:
     for module in model.modules():
         if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1 and module.normalized_shape[0] < FEW:
             module.__class__ = Float32LayerNorm
-        elif type(module) is nn.GroupNorm and module.num_channels < FEW:
+        elif type(module) is nn.GroupNorm and module.num_channels < FEW_IN_GROUP * module.num_groups:
             module.__class__ = Float32GroupNorm
         else:
             continue
