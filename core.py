@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace as Config
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from API import UserError
-from API.dataloader import SPLITS, how_to_fit, load_data
+from API.dataloader import SPLITS, build_loaders, how_to_fit
 from API.datasets.report import report
 from API.datasets.splits import check_splits, settle_splits, write_manifest
 from API.deploy.export import check_export, write_export
@@ -23,20 +24,19 @@ from API.evaluation.lpips import find_lpips
 from API.evaluation.metrics import Scores
 from API.evaluation.summary import cost_table, costs
 from API.evaluation.test_set import evaluate
-from API.machine.device import Machine, choose_device, choose_precision, free_memory
+from API.machine.device import Machine, choose_device, choose_precision, free_memory, prepare
 from API.machine.distributed import synchronise_norms
 from API.machine.sharding import distribute, gathered, without_exchange
 from API.run.checkpoint import load_checkpoint
-from API.run.flags import DATA_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
+from API.run.flags import FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
 from API.run.progress import follow
-from API.run.recorder import Recorder, Silent, describe_epoch, run_of
+from API.run.recorder import Recorder, describe_epoch, recorder_of, run_of
 from API.run.release import convert_release, infer_release_args, load_weights, read_release
 from API.run.state import TrainingState
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
-from API.speed.memory import keep_freed_memory
 from DFDNet import DFDNet, check_sizes
 from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
 from WFL import WeightedFrequencyLoss
@@ -68,36 +68,12 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, and a one-cycle schedule over all steps of the run. The model is on its device already."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = not config.shard and parameters[0].device.type in ("cuda", "cpu")
+    fused = parameters[0].device.type in ("cuda", "cpu")
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=fused)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=config.epochs * steps_an_epoch, final_div_factor=1e4
     )
     return optimizer, scheduler
-
-
-def build_loaders(config: Config, machine: Machine, splits: tuple[str, ...]) -> dict[str, DataLoader]:
-    """The data of the flags; prints a line for every clip that --skip_bad leaves out."""
-    flags = {flag: getattr(config, flag, None) for flag in DATA_FLAGS}
-    pin = machine.device.type == "cuda"
-    loaders = load_data(config.dataname, pin_memory=pin, world=machine.world, splits=splits, **flags)
-    skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
-    for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
-        print(f"left out: {reason}", flush=True)
-    return loaders
-
-
-def prepare(config: Config) -> Machine:
-    """The device and precision of the flags; the random generators are seeded."""
-    machine = Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic, config.timeout)
-    if machine.device.type == "cpu" and not config.plain:
-        keep_freed_memory()
-    return machine
-
-
-def recorder_of(machine: Machine) -> type:
-    """What writes the run folder: of many processes, the first one only."""
-    return Recorder if machine.world.main else Silent
 
 
 def load_release(checkpoint: str | Path | Mapping, *, release: bool = True, **model_args) -> DFDNet:
@@ -139,21 +115,20 @@ def train(config: Config, state: Mapping | None = None) -> None:
     model = model.to(machine.device)
     applied = speed_up(model, config, machine, at_once)
     if machine.world.size > 1:
-        synchronise_norms(model, machine.device)
+        synchronise_norms(model)
     # What a training step calls: the model itself, or with many processes what keeps its copies alike.
     forward = distribute(model, machine.world, machine.device, model.blocks(), config.shard, config.compress_gradients)
     optimizer, scheduler = build_optimizer(model, config, len(loaders["train"]))
     run = TrainingState(model, optimizer, scheduler, vars(config), machine.world, config.save_every)
     if state is not None:
         run.restore(state)
-    with recorder_of(machine)(folder, state is not None, config.overwrite) as recorder:
+    with recorder_of(machine.world.main)(folder, state is not None, config.overwrite) as recorder:
         recorder.forget_after(run.epoch)
         recorder.write_config({**vars(config), "device": str(machine.device), "precision": machine.precision})
         if machine.world.main:
             write_manifest(recorder.folder, clips)
-        if state is not None:
-            recorder.log(f"resumed after epoch {run.epoch} and {run.step} steps of the next one")
-        for line in (*applied, *told):
+        resumed = [f"resumed after epoch {run.epoch} and {run.step} steps of the next one"] if state is not None else []
+        for line in (*resumed, *applied, *told):
             recorder.log(line)
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
@@ -172,9 +147,6 @@ def train(config: Config, state: Mapping | None = None) -> None:
 def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> list[str]:
     """Accelerate the model for training as the flags say, nothing with --plain; a line for each thing applied."""
     if config.plain:
-        for flag in ("compile", "checkpoint_blocks"):
-            if getattr(config, flag):
-                raise UserError(f"--plain: applies nothing; leave out --{flag}")
         return []
     return accelerate(
         model,
@@ -281,19 +253,17 @@ def validate(
     """
     model.eval()
     world = machine.world
-    scores, losses, shown, notes = Scores(), [], None, {}
+    scores, losses, count, shown, notes = Scores(), [], 0, None, {}
     for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
-        if shown is None:
-            with filter_statistics(model) as notes, machine.autocast():
-                predicted = model(past)
-            shown = past[0], future[0], predicted[0]
-        else:
-            with machine.autocast():
-                predicted = model(past)
-        losses.append(torch.stack([criterion(predicted, future) * len(past), past.new_tensor(len(past))]))
+        with nullcontext(notes) if shown else filter_statistics(model) as notes, machine.autocast():
+            predicted = model(past)
+        shown = shown or (past[0], future[0], predicted[0])
+        losses.append(criterion(predicted, future) * len(past))
+        count += len(past)
         scores.update(predicted, future)
-    total, count = world.sum(torch.stack(losses).cpu().double().sum(0)).tolist()  # there is no float64 on MPS
+    total = torch.stack(losses).cpu().double().sum()  # on the CPU: there is no float64 on MPS
+    total, count = world.sum(torch.stack([total, torch.tensor(count, dtype=total.dtype)])).tolist()
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
     return record | {"filter": filter_report(model, notes)}, shown
@@ -317,7 +287,9 @@ def trained(config: Config, state: Mapping, machine: Machine, exact: bool = Fals
 def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
     given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
-    config, state = settle_flags({"deterministic": False, "plain": False, "compile": False}, given, str(checkpoint))
+    defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
+    defaults |= dict(deterministic=False, plain=False, compile=False, seed=1, dataname="mmnist")  # as main.py has them
+    config, state = settle_flags(defaults, given, str(checkpoint))
     return predictor_of(config, state)
 
 
@@ -335,7 +307,7 @@ def test(config: Config, state: Mapping) -> None:
     model = trained(config, state, machine)
     loader = build_loaders(config, machine, ("test",))["test"]
     told = check_splits(run_of(Path(config.ckpt)), {"test": loader.dataset})
-    recorder = recorder_of(machine)(Path(config.res_dir) / config.ex_name, enter=True)
+    recorder = recorder_of(machine.world.main)(Path(config.res_dir) / config.ex_name, enter=True)
     for line in told:
         recorder.log(line)
     lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)
@@ -380,9 +352,6 @@ def export(config: Config, state: Mapping) -> None:
     print(write_export(model, config.in_shape, vars(config), Path(config.output)))
 
 
-# Without one --------------------------------------------------------------------------------------------------------
-
-
 def compare(config: Config) -> None:
     """Put runs side by side."""
     folder = Path(config.res_dir) / (config.ex_name or "comparison")
@@ -404,5 +373,6 @@ def summary(config: Config) -> None:
     at_once, device = sequences_at_once(config, 1), choose_device(config.device, config.gpu)
     model = build_model(config)
     bfloat16 = choose_precision(config.precision, device) == "bf16"
-    cost = costs(lambda: build_model(config), config.in_shape, bfloat16)
+    build, gpu = lambda: build_model(config), device.type == "cuda"
+    cost = costs(build, DFDNet.blocks, config.in_shape, at_once, bfloat16, gpu)
     print(model, cost_table(model, cost, at_once, free_memory(device)), sep="\n")

@@ -75,7 +75,8 @@ def clip_flags(add: Callable) -> None:
     """How clips are read."""
     add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
-    add("--yuv_depth", type=int, choices=(8, 10), help="bits of raw YUV (default: 10 if its name says so)")
+    depths = (8, 9, 10, 12, 14, 16)
+    add("--yuv_depth", type=int, choices=depths, help="bits of raw YUV (default: as its name says, else 8)")
     layout = "FFmpeg's name of raw YUV's pixel format (default: what its name says, else yuv420p)"
     add("--yuv_format", metavar="NAME", help=layout)
 

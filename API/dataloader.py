@@ -11,14 +11,17 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from . import UserError
+from .machine.device import Machine
 from .machine.distributed import World
 from .presets import PRESETS
+from .run.flags import DATA_FLAGS
 
 SPLITS = ("train", "val", "test")
 # Options that change no number; a data set that has no use for them is not given them.
@@ -188,4 +191,15 @@ def load_data(
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own: the global generator is left alone
         )
+    return loaders
+
+
+def build_loaders(config: SimpleNamespace, machine: Machine, splits: Sequence[str]) -> dict[str, DataLoader]:
+    """The data of the flags of main.py; prints a line for every clip that --skip_bad leaves out."""
+    flags = {flag: getattr(config, flag, None) for flag in DATA_FLAGS}
+    pin = machine.device.type == "cuda"
+    loaders = load_data(config.dataname, pin_memory=pin, world=machine.world, splits=splits, **flags)
+    skipped = (reason for loader in loaders.values() for reason in getattr(loader.dataset, "skipped", ()))
+    for reason in dict.fromkeys(skipped) if config.mode != "data" else ():  # the report lists them itself
+        print(f"left out: {reason}", flush=True)
     return loaders

@@ -9,6 +9,7 @@ own loader and its own training loop. Prints a table and writes benchmarks/resul
 
 import argparse
 import gzip
+import itertools
 import statistics
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import main
 from API.dataloader import load_data
 from API.presets import PRESETS
 from API.run.guard import Guard
+from API.run.state import TrainingState
 from benchmarks.record import RESULTS, write_result
 
 # (row, loader it goes through, in_shape, out_shape). Video sets are read alike once they are in the cache.
@@ -62,6 +64,11 @@ def make_data(root: Path, name: str, in_shape: list[int], out_shape: list[int]) 
     return root
 
 
+def stride(loader_name: str) -> int | None:
+    """Windows from every frame on, of clips: others have none."""
+    return 1 if loader_name == "video" else None
+
+
 def read(loader, seconds: float, epoch: int) -> float:
     """Sequences a second, counted from the second batch on."""
     loader.batch_sampler.epoch = epoch
@@ -77,31 +84,41 @@ def read(loader, seconds: float, epoch: int) -> float:
         loader.batch_sampler.epoch += 1
 
 
-def waiting(name: str, loader_name: str, root: Path, steps: int, batch_size: int | None) -> dict[str, float]:
+def waiting(
+    name: str, loader_name: str, root: Path, steps: int, batch_size: int | None, device: str
+) -> dict[str, float]:
     """The training loop's own account, over `steps` steps of the preset."""
-    defaults, _ = main.parse(["--dataname", name])
-    config = SimpleNamespace(**defaults)
-    config.data_root, config.dataname, config.stride = str(root), loader_name, 1
+    mode, defaults, given = main.parse(["--dataname", name, "--device", device])
+    config = SimpleNamespace(**defaults | given, mode=mode)
+    config.data_root, config.dataname, config.stride = str(root), loader_name, stride(loader_name)
     config.batch_size = batch_size or config.batch_size
     machine = core.prepare(config)
     model = core.build_model(config).to(machine.device)
+    core.speed_up(model, config, machine, config.batch_size)
     loader = core.build_loaders(config, machine, ("train",))["train"]
     optimizer, scheduler = core.build_optimizer(model, config, len(loader))
-    batches = iter(loader)
-    some = [next(batches)]  # workers have started
     criterion = core.build_criterion(config).to(machine.device)
-    guard = Guard(model, optimizer, "stop", None, name)
-    core.train_one_epoch(model, criterion, some, scheduler, machine, guard)  # warm
+    batches = iter(loader)
 
     class Few:
+        """The next so many batches."""
+
+        def __init__(self, count: int) -> None:
+            self.count = count
+
         def __len__(self) -> int:
-            return steps
+            return self.count
 
         def __iter__(self):
-            for _ in range(steps):
-                yield next(batches)
+            return itertools.islice(batches, self.count)
 
-    record = core.train_one_epoch(model, criterion, Few(), scheduler, machine, guard)
+    def epoch(count: int) -> dict[str, float]:
+        guard = Guard(model, optimizer, "stop", None, name)
+        with TrainingState(model, optimizer, scheduler, vars(config), machine.world).save_in(root) as run:
+            return core.train_one_epoch(model, criterion, Few(count), run, guard, machine)
+
+    epoch(1)  # workers have started, and the model is warm
+    record = epoch(steps)
     return {"waiting": record["waiting"], "seconds_a_step": record["seconds"] / steps}
 
 
@@ -115,6 +132,7 @@ def run() -> None:
     parser.add_argument(
         "--train_batch", type=int, help="batch of those steps where the preset's does not fit the memory"
     )
+    parser.add_argument("--device", default="auto", help="where those steps compute")
     parser.add_argument("--only", nargs="+", help="rows to measure")
     parser.add_argument("--output", type=Path, default=RESULTS / "data.json")
     args = parser.parse_args()
@@ -128,7 +146,7 @@ def run() -> None:
             loaders = {
                 workers: load_data(
                     name, data_root=root, in_shape=in_shape, out_shape=out_shape, batch_size=batch_size,
-                    val_batch_size=batch_size, num_workers=workers, splits=("train",), stride=1,
+                    val_batch_size=batch_size, num_workers=workers, splits=("train",), stride=stride(name),
                 )["train"]
                 for workers in (0, 1, 2)
             }  # fmt: skip
@@ -142,7 +160,7 @@ def run() -> None:
             result["microseconds_a_sequence"] = 1e6 / result["sequences_per_second"][0]
             del loaders
             if args.train_steps and row in PRESETS:
-                result |= waiting(row, name, root, args.train_steps, args.train_batch)
+                result |= waiting(row, name, root, args.train_steps, args.train_batch, args.device)
         rows.append(result)
         speeds = "  ".join(f"{w}: {rate:8,.0f}/s" for w, rate in result["sequences_per_second"].items())
         wait = (

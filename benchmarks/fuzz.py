@@ -4,7 +4,7 @@
 
 Sound files of every format are made, then mutated: bits flipped, bytes overwritten (in the header above all), pieces
 cut out, doubled or put elsewhere, numbers made huge; of archives also what is inside, the checksums made right again.
-Each is read in a process with a limit on memory and time. A reader may return, or raise ValueError or OSError in one
+Each is read in a process with a limit on memory and time. A reader may return, or raise UserError or OSError in one
 line that names the file. Anything else fails: another exception, a crash, more than 10 seconds, more than 2 GiB. Prints
 what it saw, and writes benchmarks/results/fuzz.json. Exit code 1 where something failed.
 """
@@ -35,12 +35,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from API import UserError
 from API.clips.reading import Clip, read_frames
 from API.datasets import human, kth, mmnist, taxibj
 from API.run.checkpoint import load_checkpoint, save_checkpoint
 from API.run.files import read_arrays
-from API.run.release import convert_release, infer_release_args, read_release, release_name
-from API.run.weights import save_safetensors
+from API.run.recorder import read_records
+from API.run.release import convert_release, infer_args, infer_release_args, is_release, release_name
+from API.run.weights import as_checkpoint, load_into, save_safetensors
 from benchmarks.record import RESULTS, write_result
 from DFDNet import DFDNet
 
@@ -61,14 +63,24 @@ def read_image_folder(path: Path) -> None:
 
 
 def start_from(path: Path) -> None:
-    """A checkpoint of the authors', into a model."""
+    """Weights without flags, ours or the authors', into a model: as core.py does it, which puts the path before it."""
+    weights = as_checkpoint(load_checkpoint(path), path)["model"]
     try:
-        state = read_release(path)
-        args = infer_release_args(state)
+        release = is_release(weights)
+        args = infer_release_args(weights) if release else infer_args(weights)
         if args.get("in_shape", (99,))[0] < 64 and args["hid_S"] < 512 and args["layer"] < 9:
-            convert_release(state, DFDNet(**(TINY | args)))
-    except ValueError as error:  # of a mapping that was read: core.py puts the path before it
-        raise ValueError(f"{path}: {error}") from None
+            model = model_of(TINY | args)
+            load_into(model, convert_release(weights, model) if release else weights, path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def model_of(args: dict) -> DFDNet:
+    """Raises UserError for sizes that do not fit together."""
+    try:
+        return DFDNet(**args)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -76,7 +88,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "webp": read_image_folder, "gif": read_clip, "avi": read_clip, "mp4": read_clip, "mkv": read_clip,
     "npy": read_clip, "yuv": read_clip, "idx.gz": mmnist.read_idx_images, "sequences.npy": mmnist.read_sequences,
     "npz": taxibj.read_npz, "predictions.npz": read_arrays, "h5": taxibj.read_h5, "pth": load_checkpoint,
-    "release.pth": start_from, "safetensors": load_checkpoint, "kth.txt": kth.read_ranges, "human.txt": human.read_list,
+    "release.pth": start_from, "bare.pth": start_from, "metrics.jsonl": read_records,
+    "safetensors": load_checkpoint, "kth.txt": kth.read_ranges, "human.txt": human.read_list,
 }  # fmt: skip
 
 
@@ -125,6 +138,8 @@ def sound_files(folder: Path) -> dict[str, bytes]:
     files["pth"] = (folder / "sound.pth").read_bytes()
     theirs = {release_name(name): value for name, value in DFDNet(**TINY, release=True).state_dict().items()}
     files["release.pth"] = saved(lambda data: torch.save({"net": theirs}, data))
+    files["bare.pth"] = saved(lambda data: torch.save(model.state_dict(), data))
+    files["metrics.jsonl"] = b"".join(b'{"epoch": %d, "train_loss": 12.5, "val_mse": 1e-3}\n' % k for k in range(1, 9))
     save_safetensors(model.state_dict(), {"lr": 0.1}, folder / "sound.safetensors")
     files["safetensors"] = (folder / "sound.safetensors").read_bytes()
     files["kth.txt"] = b"person01_boxing_d1\tframes\t1-95, 96-185, 186-245, 246-360\n" * 4
@@ -200,7 +215,7 @@ def judge(path: Path, kind: str) -> str:
     """Read one file: "read", "refused", or what was wrong."""
     try:
         READERS[kind](path)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         text = str(error)
         if "\n" in text or path.name not in text:
             return f"{type(error).__name__}, not one line that names the file: {text[:300]!r}"

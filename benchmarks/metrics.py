@@ -26,6 +26,7 @@ def run() -> None:
     parser.add_argument("--sequences", type=int, default=10_000)
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/metrics.json, metrics_cuda.json")
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.manual_seed(1)
@@ -43,7 +44,7 @@ def run() -> None:
         result[name] = {"seconds": statistics.median(seconds[1:]), "min": min(seconds[1:]), "max": max(seconds[1:])}
         print(f"{args.sequences} sequences, {name:<14} {result[name]['seconds']:.2f} s on {device}", flush=True)
     name = "metrics.json" if device.type == "cpu" else f"metrics_{device.type}.json"
-    write_result(RESULTS / name, {"sequences": args.sequences, **result}, seed=1)
+    write_result(args.output or RESULTS / name, {"sequences": args.sequences, **result}, seed=1)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def measure(batch: int, precision: str, rounds: int) -> None:
     def make(compress: bool):
         model = DFDNet()
         if world.size > 1:
-            model = synchronise_norms(model, device)
+            model = synchronise_norms(model)
         model = model.to(device).train()
         forward = distribute(model, world, device, [], False, compress)
         return forward, torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)

@@ -1,306 +1,193 @@
-"""How fast DFDNet trains and predicts, beside a plain DFDNet (plain.py), another model of its purpose (tau.py), and
-what the machine can do at all.
+"""How fast DFDNet trains and predicts, beside itself under --plain, another model of its purpose (tau.py), other
+checkouts of this repo, and what the machine can do at all.
 
-    python benchmarks/speed.py [--device cuda] [--rounds 5] [--batches 1 2 4 … 64] [--presets digits kth …]
+    python benchmarks/speed.py [--device cuda] [--models mmnist digits] [--batches 1 4 16] [--rounds 15]
+    python benchmarks/speed.py --against ../before      the pace before a change and after it
 
-In one run: the machine's matrix rates and copy bandwidth; training steps (forward, loss, backward, Adam) and
-inference of the Moving MNIST model, every precision, the yardstick, TAU and a large matrix product in turn, round by
-round, so that drift hits all alike; batch sizes, with a matrix product beside each step; presets; bytes kept for
-backward; peak memory; where the time of a step goes. Inputs are random. Multiply-adds are counted, a backward pass as
-two forward ones. The yardstick and TAU run in processes of their own, where nothing of the product's settings reaches
-them. Prints tables, and writes benchmarks/results/speed.json (speed_cuda.json).
+Each is a process of its own (subject.py). In every round each takes one training step (forward, loss, backward, Adam),
+or one prediction, in every precision, and a large matrix product is timed, too: so drift hits all alike, and ratios are
+of one round. Inputs are random. Multiply-adds are counted, a backward pass as two forward ones. Prints a table, and
+writes benchmarks/results/speed.json (speed_cuda.json), after every measurement.
 """
 
 import argparse
-import copy
+import itertools
+import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from API.evaluation.summary import costs, kept_bytes
-from API.machine.device import Machine
+from API.evaluation.summary import costs, work
 from API.presets import PRESETS
-from benchmarks.breakdown import breakdown
 from benchmarks.record import RESULTS, write_result
-from benchmarks.subjects import OTHERS, Apart, Clock, MatrixProduct, Subject, interleaved
+from benchmarks.tau import TAU
 from core import MODEL_FLAGS
 from DFDNet import DFDNet
-from WFL import WeightedFrequencyLoss
+
+REPO = Path(__file__).resolve().parents[1]
+AGAINST = "against "  # before the folder's name, where the subject is of another checkout
 
 
-def measure_machine(device: torch.device, kinds: list[str], clock: Clock) -> dict:
-    """Large matrix products, in FLOP/s by precision, and a large copy, in bytes/s read plus written."""
-    products = {kind: MatrixProduct(kind, device) for kind in kinds}
-    rates = {kind: product.flops / clock.median(product, 7) for kind, product in products.items()}
-    source = torch.randn(2**28 if device.type == "cuda" else 2**26, device=device)
-    target = torch.empty_like(source)
-    copied = 2 * source.nbytes / clock.median(lambda: target.copy_(source), 7)
-    said = ", ".join(f"{kind} {rate / 1e12:.2f} TFLOP/s" for kind, rate in rates.items())
-    print(f"{device}: {said}, copy {copied / 1e9:.0f} GB/s", flush=True)
-    return {"matrix_flops": rates, "copy_bytes": copied}
+class Subject:
+    """A process of subject.py."""
+
+    def __init__(self, name: str, model: str, device: str, repo: Path = REPO) -> None:
+        code = "product" if name.startswith(AGAINST) else name
+        command = [sys.executable, Path(__file__).with_name("subject.py"), repo, code, model, device]
+        self.name = name
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=repo)
+        self.read()
+
+    def ask(self, what: str, kind: str = "fp32", batch: int = 0) -> dict:
+        """The answer to a request."""
+        self.process.stdin.write(json.dumps({"what": what, "kind": kind, "batch": batch}) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def read(self) -> dict:
+        """The next answer; what else the process says is printed."""
+        for line in self.process.stdout:
+            if line.startswith("ANSWER "):
+                return json.loads(line.removeprefix("ANSWER "))
+            print(f"{self.name}: {line.rstrip()}", flush=True)
+        raise RuntimeError(f"{self.name} ended with exit code {self.process.wait()}")
+
+    def close(self) -> None:
+        """End the process, and give its memory back."""
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def random_batch(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(past, future) of the Moving MNIST model."""
-    return torch.rand(size, 10, 1, 64, 64, device=device), torch.rand(size, 10, 1, 64, 64, device=device)
+def measure(
+    subjects: Sequence[Subject], matrices: Subject, what: str, kinds: Sequence[str], batch: int, rounds: int
+) -> dict[tuple[str, str], list[float]]:
+    """{(subject, kind): seconds of every round}, matrix rates in FLOP/s under "matrices"; without those that run out
+    of memory."""
+    works = [(s, kind) for s, kind in itertools.product(subjects, kinds)]
+    works = [(s, kind) for s, kind in works if "error" not in s.ask(what, kind, batch)]  # the first one warms up
+    found: dict[tuple[str, str], list[float]] = {(s.name, kind): [] for s, kind in works}
+    rates: dict[tuple[str, str], list[float]] = {("matrices", kind): [] for kind in kinds}
+    for turn in range(rounds + 1):  # the first one warms up
+        for kind in kinds:
+            product = matrices.ask("matrices", kind)
+            rates["matrices", kind] += [product["flops"] / product["seconds"]] * (turn > 0)
+        for s, kind in works:
+            found[s.name, kind] += [s.ask(what, kind, batch).get("seconds")] * (turn > 0)
+    return {key: seconds for key, seconds in found.items() if None not in seconds} | rates
 
 
-def make_subjects(
-    model: DFDNet, kinds: list[str], device: torch.device, compiled: bool, size: int
-) -> tuple[dict[str, Subject], dict[str, str]]:
-    """The model in every precision, eager and, where asked for, compiled for batches of size; and what it said."""
-    subjects = {kind: Subject(copy.deepcopy(model), WeightedFrequencyLoss(10, 64, 64), kind, device) for kind in kinds}
-    said = {}
-    for kind in kinds if compiled else ():
-        criterion = WeightedFrequencyLoss(10, 64, 64)
-        subject = Subject(copy.deepcopy(model), criterion, kind, device, compile_for=size)
-        said[kind] = subject.said
-        print(f"{kind}: {said[kind]}", flush=True)
-        subjects[f"{kind} compiled"] = subject
-    return subjects, said
+def ratio(others: Sequence[float], seconds: Sequence[float]) -> list[float]:
+    """[median, smallest, largest] of how many times as fast, round by round."""
+    ratios = [other / own for other, own in zip(others, seconds)]
+    return [statistics.median(ratios), min(ratios), max(ratios)]
 
 
-@torch.no_grad()
-def compare_predictions(model: DFDNet, plain: Apart, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Largest differences between predictions of ours and the yardstick, in float64, in float32, and between the two.
-
-    In float32 rounding decides of some bins whether they clear the threshold; in float64 of none.
-    """
-    single = model(batch[0]).cpu(), plain.ask("predict", *batch)
-    double = model.double()(batch[0].double()).cpu(), plain.ask("predict", batch[0].double(), batch[1])
-    pairs = {
-        "ours and yardstick, float64": (double[0], double[1]),
-        "ours and yardstick, float32": (single[0], single[1]),
-        "ours, float32 and float64": (single[0], double[0]),
-        "yardstick, float32 and float64": (single[1], double[1]),
-    }
-    result = {name: (a - b).abs().max().item() for name, (a, b) in pairs.items()}
-    for name, difference in result.items():
-        print(f"largest difference, {name}: {difference:.1e}", flush=True)
-    return result
-
-
-def side_by_side(
-    subjects: Mapping[str, Subject],
-    others: Mapping[str, Apart],
-    batch: tuple[Tensor, Tensor],
-    clock: Clock,
-    rounds: int,
-) -> dict:
-    """{"train": {name: row of describe}, "infer": …}, of subjects and others."""
-    result, device = {}, batch[0].device
-    kinds = {name: "fp32" for name in others} | {name: subject.kind for name, subject in subjects.items()}
-    products = {kind: MatrixProduct(kind, device) for kind in kinds.values()}
-    ours = 2 * costs(DFDNet, (10, 1, 64, 64))["multiply_adds"]
-    forward = {name: ours for name in kinds} | {"TAU": 2 * costs(OTHERS["TAU"][0], (10, 1, 64, 64))["multiply_adds"]}
-    for what, factor in (("train", 3), ("infer", 1)):
-        works = {name: lambda o=other, w=what: o.ask(w, *batch) for name, other in others.items()}
-        for name, subject in subjects.items():
-            works[name] = lambda s=subject, w=what: clock(lambda: getattr(s, w)(*batch))
-        beside = {f"product {kind}": lambda p=product: clock(p) for kind, product in products.items()}
-        seconds = interleaved(works | beside, rounds)
-        result[what] = {}
-        for name, kind in kinds.items():
-            rates = [products[kind].flops / s for s in seconds[f"product {kind}"]]
-            row = describe(seconds[name], {o: seconds[o] for o in others}, len(batch[0]), factor * forward[name], rates)
-            result[what][name] = row
-            print(
-                f"{what} {name:<14} batch {row['batch']}  {row['sequences_per_second']:8.2f} sequences/s  "
-                f"{row['times_the_yardstick']:.2f}x yardstick  {row['times_tau']:.2f}x TAU  "
-                f"{row['of_matrix_rate']:.0%} of the rate", flush=True,
-            )  # fmt: skip
-    return result
-
-
-def describe(
-    seconds: list[float], others: Mapping[str, list[float]], batch: int, flops: float, rates: list[float]
-) -> dict:
-    """Sequences/s, the spread over rounds; ratios to the others and part of the matrix rate, all round by round."""
-    median = statistics.median(seconds)
-    row = {
-        "batch": batch,
-        "sequences_per_second": batch / median,
-        "spread": [batch / max(seconds), batch / min(seconds)],
-    }
-    for key, name in (("times_the_yardstick", "yardstick"), ("times_tau", "TAU")):
-        ratios = [theirs / s for theirs, s in zip(others[name], seconds)]
-        row |= {key: statistics.median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
-    row["of_matrix_rate"] = statistics.median(flops * batch / s / rate for s, rate in zip(seconds, rates))
+def describe(found: dict[tuple[str, str], list[float]], name: str, kind: str, batch: int, flops: float) -> dict:
+    """A row of the table. flops: of one sequence."""
+    seconds = found[name, kind]
+    row = {"subject": name, "kind": kind, "batch": batch}
+    row["sequences_per_second"] = batch / statistics.median(seconds)
+    row["range"] = [batch / max(seconds), batch / min(seconds)]
+    row["of_limit"] = ratio([batch * flops / rate for rate in found["matrices", kind]], seconds)
+    others = {f"times {other}": (other, kind) for other, _ in found if other not in (name, "matrices")}
+    others["times plain fp32"] = ("plain", "fp32")
+    row["ratios"] = {what: ratio(found[key], seconds) for what, key in others.items() if key in found}
     return row
 
 
-def measure_kept(
-    subjects: Mapping[str, Subject], others: Mapping[str, Apart], device: torch.device
-) -> dict[str, float]:
-    """Bytes kept for backward, a sequence; of what a batch needs anyway nothing is counted."""
-    (two, future), (three, _) = random_batch(2, device), random_batch(3, device)
-    kept = {}
-    for kind in ("fp32", "bf16"):
-        for name, blocks in (("", False), (" --checkpoint_blocks", True)):
-            model = subjects[kind].model.train()
-            model.temporal.checkpoint_blocks = blocks
-            kept[kind + name] = kept_bytes(model, three, kind == "bf16") - kept_bytes(model, two, kind == "bf16")
-            model.temporal.checkpoint_blocks = False
-    kept |= {name: other.ask("kept", two, future) for name, other in others.items()}
-    for name, count in kept.items():
-        print(f"kept for backward, {name}: {count / 2**20:.1f} MiB a sequence", flush=True)
-    return kept
+def show(what: str, row: dict) -> None:
+    """Print a row."""
+    times = "  ".join(f"{name[6:]} {m:.2f} ({low:.2f}-{high:.2f})" for name, (m, low, high) in row["ratios"].items())
+    pace = f"{what:<6}{row['subject']:<16}{row['kind']}  batch {row['batch']:<3}{row['sequences_per_second']:9.2f}/s"
+    print(f"{pace}  {row['of_limit'][0]:.0%} of the limit;  times as fast as: {times}", flush=True)
 
 
-def sweep_batches(subject: Subject, sizes: list[int], longest: float, device: torch.device, clock: Clock) -> dict:
-    """{"train": {batch size: {"sequences_per_second", "of_matrix_rate"}}, "infer": …}, as long as memory allows and a
-    step takes no more than `longest` seconds."""
-    forward = 2 * costs(DFDNet, (10, 1, 64, 64))["multiply_adds"]
-    product = MatrixProduct(subject.kind, device)
-    result: dict = {"train": {}, "infer": {}}
-    for size in sizes:
-        batch = random_batch(size, device)
-        for what, factor in (("train", 3), ("infer", 1)):
-            work = getattr(subject, what)
-            if not fits(work, *batch):
-                return result
-            works = {"step": lambda w=work, b=batch: clock(lambda: w(*b)), "product": lambda: clock(product)}
-            seconds = interleaved(works, 5)
-            parts = [
-                factor * forward * size / step * one / product.flops
-                for step, one in zip(seconds["step"], seconds["product"])
-            ]
-            row = {
-                "sequences_per_second": size / statistics.median(seconds["step"]),
-                "of_matrix_rate": statistics.median(parts),
-                "of_matrix_rate_spread": [min(parts), max(parts)],
-            }
-            result[what][size] = row
-            print(
-                f"{what} batch {size}: {row['sequences_per_second']:.2f} sequences/s, {row['of_matrix_rate']:.0%} "
-                f"({min(parts):.0%} to {max(parts):.0%}) of the rate", flush=True,
-            )  # fmt: skip
-        if size / result["train"][size]["sequences_per_second"] > longest:
-            break
-    return result
+def forward_flops(name: str, model: str) -> float:
+    """Of one sequence."""
+    build, shape = (
+        (lambda: TAU(10, 1), (10, 1, 64, 64)) if name == "TAU" else (builder(model), PRESETS[model]["in_shape"])
+    )
+    return 2 * work(build, shape)["multiply_adds"]
 
 
-def fits(work: Callable[..., object], *args: object) -> bool:
-    """Whether work(*args) runs in the memory there is."""
-    try:
-        work(*args)
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        torch.cuda.empty_cache()
-        return False
-    return True
+def builder(model: str):
+    """What makes a preset's model."""
+    return lambda: DFDNet(**{flag: PRESETS[model].get(flag, False) for flag in MODEL_FLAGS})
 
 
-def measure_preset(name: str, kinds: list[str], device: torch.device, clock: Clock, rates: dict) -> dict:
-    """{precision: {"batch", "passes" for a prediction, "train", "infer" in sequences/s, and parts of the rate}}."""
-    preset = PRESETS[name]
-    flags = {flag: preset.get(flag, False) for flag in MODEL_FLAGS}
-    model = DFDNet(**flags)
-    frames, _, height, width = flags["out_shape"]
-    forward = 2 * costs(lambda: DFDNet(**flags), flags["in_shape"])["multiply_adds"]
-    size = preset["batch_size"] if device.type == "cuda" else 4 if name == "digits" else 1
-    batch = [torch.rand(size, *flags[shape], device=device) for shape in ("in_shape", "out_shape")]
-    result = {}
-    for kind in kinds:
-        subject = Subject(model, WeightedFrequencyLoss(frames, height, width), kind, device)
-        row = {"batch": size, "passes": -(-frames // flags["in_shape"][0])}
-        for what, factor in (("train", 3), ("infer", 1)):
-            row[what] = size / clock.median(getattr(subject, what), 3, *batch)
-            row[f"{what}_of_matrix_rate"] = factor * forward * row[what] / rates[kind]
-        result[kind] = row
-        print(
-            f"{name:<8}{kind}  batch {size}: train {row['train']:.2f}, infer {row['infer']:.2f} sequences/s "
-            f"({row['train_of_matrix_rate']:.0%}, {row['infer_of_matrix_rate']:.0%} of the rate)", flush=True,
-        )  # fmt: skip
-    return result
+def measure_model(model: str, args: argparse.Namespace, kinds: Sequence[str], gpu: bool):
+    """Yields {"train": rows, "infer": rows, …} after every batch size, more complete each time."""
+    device, result = "cuda" if gpu else "cpu", {"train": [], "infer": [], "accelerate_seconds": {}, "counts": {}}
+    names = [n for n in args.subjects if (n != "TAU" or model == "mmnist") and (n != "compiled" or args.compile)]
+    flops = {name: forward_flops(name, model) for name in names}
+    where = {name: REPO for name in names} | {AGAINST + folder.name: folder.resolve() for folder in args.against}
+    preset = PRESETS[model]["batch_size"]
+    batches = args.batches or [preset if gpu or model == "digits" else min(preset, 2)]
+    one = preset if preset in batches else batches[0]  # of what is counted once
+    matrices = Subject("matrices", model, device)
+    for what, factor in (("train", 3), ("infer", 1)):
+        subjects = [Subject(name, model, device, repo) for name, repo in where.items()]
+        for batch in batches:
+            found = measure(subjects, matrices, what, kinds, batch, args.rounds)
+            for name, kind in found:
+                if name != "matrices":
+                    row = describe(found, name, kind, batch, factor * flops.get(name, flops["product"]))
+                    result[what].append(row)
+                    show(what, row)
+            yield result
+        for s in subjects if what == "train" else ():
+            result["accelerate_seconds"][s.name] = s.ask("compiled")["seconds"]
+            for kind in kinds if gpu else ():
+                result["counts"][f"{s.name} {kind}"] = s.ask("counts", kind, one)
+        for s in subjects:
+            s.close()
+    matrices.close()
+    shape = PRESETS[model]["in_shape"]
+    result["counted"] = {kind: costs(builder(model), DFDNet.blocks, shape, one, kind == "bf16", gpu)
+                         for kind in kinds if kind != "tf32"}  # fmt: skip
+    yield result
 
 
-def ask_for_peak(kind: str, batch: int, device: torch.device) -> int:
-    """Peak memory of training, in bytes, of a process of its own: this file with --peak."""
-    command = [sys.executable, __file__, "--device", device.type, "--peak", kind, str(batch)]
-    found = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-    print(f"peak memory of training, {kind}, batch {batch}: {found / 2**30:.2f} GiB", flush=True)
-    return found
-
-
-def print_peak(device: str, kind: str, batch: int) -> None:
-    """That process: three training steps as main.py takes them, compiled where that is the default; bytes on standard
-    output."""
-    machine = Machine(device, 0, kind, 1, False)
-    compile_for = batch if machine.compiles else None
-    subject = Subject(DFDNet(), WeightedFrequencyLoss(10, 64, 64), kind, machine.device, compile_for=compile_for)
-    for _ in range(3):
-        subject.train(*random_batch(batch, machine.device))
-    if machine.device.type == "cuda":
-        print(torch.cuda.max_memory_allocated())
-    else:  # getrusage's peak counts that of the process before exec
-        lines = Path("/proc/self/status").read_text().splitlines()
-        print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
-
-
-def read_flags() -> argparse.Namespace:
+def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, help="of the side by side (default: 2 on a CPU, 16 on a GPU)")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--seconds", type=float, default=20, help="leave out batch sizes whose step takes longer")
-    parser.add_argument("--presets", nargs="*", default=[name for name in PRESETS if name != "mmnist"])
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on GPUs")
+    parser.add_argument("--models", nargs="+", default=["mmnist", "digits"], choices=PRESETS, help="presets")
+    parser.add_argument("--subjects", nargs="+", default=["product", "compiled", "plain", "TAU"], help="who is timed")
+    parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="DIR", help="other checkouts")
+    parser.add_argument("--kinds", nargs="+", choices=("fp32", "tf32", "bf16"), help="precisions (default: all)")
+    parser.add_argument("--batches", type=int, nargs="+", help="default: the preset's; on a CPU 2 of mmnist")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="time it, too (default: on a GPU)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/speed.json, speed_cuda.json on a GPU")
-    parser.add_argument("--peak", nargs=2, metavar=("PRECISION", "BATCH"), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args(argv)
+    if "product" not in args.subjects:
+        parser.error("--subjects: product must be among them")
+    return args
 
 
-def run() -> None:
+def run(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    args = read_flags()
-    if args.peak:
-        print_peak(args.device, args.peak[0], int(args.peak[1]))
-        return
-    device = Machine(args.device, 0, "fp32", 1, False).device
-    clock, gpu = Clock(device), device.type == "cuda"
-    kinds = ["fp32", "tf32", "bf16"] if gpu else ["fp32", "bf16"]
-    size = args.batch_size or (16 if gpu else 2)
-    machine = measure_machine(device, kinds, clock)
-    rates = machine["matrix_flops"]
-
-    torch.manual_seed(1)
-    batch, model = random_batch(size, device), DFDNet()
-    others = {"yardstick": Apart("yardstick", device, model.state_dict()), "TAU": Apart("TAU", device)}
-    compiled = gpu if args.compile is None else args.compile
-    subjects, compiling = make_subjects(model, kinds, device, compiled, size)
-    deviations = compare_predictions(model.to(device).eval(), others["yardstick"], batch)
-    result = {"machine": machine, "compile": compiling, "deviations": deviations}
-    result |= side_by_side(subjects, others, batch, clock, args.rounds)
-    shipped = "bf16 compiled" if compiling else "bf16"
-    rate = result["train"][shipped]["sequences_per_second"]
-    result["hours_for_2000_epochs"] = 2000 * 10_000 / rate / 3600
-    result["kept_bytes"] = measure_kept(subjects, others, device)
-    for other in others.values():
-        other.process.terminate()
-    result["breakdown"] = {}
-    for kind in ("fp32", "bf16"):
-        found = breakdown(subjects[kind], *batch, machine, clock, 3)
-        result["breakdown"][kind] = found
-        print(f"a training step of {size}, {kind}: {found['step'] * 1e3:.0f} ms")
-        for part, row in sorted(found["parts"].items(), key=lambda item: -item[1]["seconds"]):
-            at = f"arithmetic {row['at_matrix_rate'] * 1e3:6.1f}, bytes {row['at_copy_rate'] * 1e3:6.1f}"
-            print(f"  {part:<46}{row['seconds'] * 1e3:8.1f} ms  at the machine's rates: {at}", flush=True)
-    found = sweep_batches(subjects[shipped], args.batches, args.seconds, device, clock)
-    result["batches"] = {shipped: found}
-    subjects.clear()
-    result["peak_bytes"] = {kind: ask_for_peak(kind, size, device) for kind in ("fp32", "bf16")}
-    result["presets"] = {name: measure_preset(name, kinds, device, clock, rates) for name in args.presets}
-    write_result(args.output or RESULTS / ("speed_cuda.json" if gpu else "speed.json"), result, seed=1)
+    args = read_flags(argv)
+    gpu = torch.cuda.is_available() if args.device == "auto" else args.device == "cuda"
+    args.compile = gpu if args.compile is None else args.compile
+    kinds = args.kinds or (["fp32", "tf32", "bf16"] if gpu else ["fp32", "bf16"])
+    results: dict = {}
+    for model in args.models:
+        print(f"{model}:", flush=True)
+        for result in measure_model(model, args, kinds, gpu):
+            results[model] = result
+            write_result(args.output or RESULTS / ("speed_cuda.json" if gpu else "speed.json"), results, seed=1)
+    if "mmnist" in results:
+        best = max(row["sequences_per_second"] for row in results["mmnist"]["train"] if row["subject"] in
+                   ("product", "compiled"))  # fmt: skip
+        print(f"2000 epochs of Moving MNIST at the best pace: {2000 * 10_000 / best / 3600:.0f} hours")
 
 
 if __name__ == "__main__":

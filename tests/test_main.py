@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_FLAGS
-from torch import nn
 
 import main
-from API.evaluation.summary import cost_table, training_bytes
 from API.presets import PRESETS
 from DFDNet import DFDNet
 
@@ -169,15 +167,8 @@ def test_summary_counts_the_paper_s_model(tmp_path):
     assert "49.09 G" in result.stdout
     for box in ("(encoder)", "(temporal)", "(decoder)", "(branch_r1)", "(stau)", "(dfdu)"):
         assert box in result.stdout
-
-
-def test_summary_predicts_memory_and_warns_where_there_is_less():
-    cost = {"parameters": 2**20, "multiply_adds": 1.0, "activation_bytes": 2.0**28, "constant_bytes": 0.0}
-    assert training_bytes(cost, 4) == 2**24 + 2**30
-    fits, does_not = (cost_table(nn.Linear(1, 1), cost, 4, free) for free in (2**31, 2**30))
-    assert "1.02 GiB for 4 sequences" in fits
-    assert "warning" not in fits
-    assert "--accumulate" in does_not.splitlines()[-1]
+    for choice in ("eager", "--compile", "--checkpoint_blocks"):
+        assert any(line.startswith(choice) and line.endswith("GiB") for line in result.stdout.splitlines())
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path, capsys):

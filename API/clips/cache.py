@@ -164,8 +164,10 @@ class ClipCache:
 
     def unusable(self, error: OSError) -> UserError:
         """The exception to raise where the folder cannot be used."""
+        blocked = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in its place" if blocked else error.strerror or error
         return UserError(
-            f"--cache_dir {self.folder}: cannot keep decoded frames there ({error.strerror or error}); "
+            f"--cache_dir {self.folder}: cannot keep decoded frames there ({reason}); "
             "give another folder, or --no_cache"
         )
 

@@ -34,7 +34,7 @@ class Clip:
 
     def fingerprint(self) -> str:
         """Changes when the source does."""
-        lines = [f"{self.size} {self.pixels}"]
+        lines = [f"{self.size} {self.pixels} {self.problem}"]
         for path in self.files():
             status = path.stat()
             lines.append(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
 from ..run.files import reason_of
-from .clip import BadClip, check_pixels
+from .clip import BadClip, Unreadable, check_pixels
 from .video import over_black
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -24,10 +24,13 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
             with Image.open(file) as image:
                 check_pixels(path, *image.size)
                 yield image
-        except (BadClip, GeneratorExit):
+        except BadClip:
             raise
         except Exception as error:  # decoders of images fail in as many ways as images can be damaged
-            raise BadClip(f"{path}: not a readable {what} ({reason_of(error)})") from None
+            if getattr(error, "errno", None) is not None:  # of the disk, or the network
+                raise
+            kind = Unreadable if isinstance(error, MemoryError) else BadClip
+            raise kind(f"{path}: not a readable {what} ({reason_of(error)})") from None
 
 
 def frames_in(image: Image.Image) -> int:

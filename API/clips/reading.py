@@ -93,7 +93,7 @@ def places(folder: Path) -> Iterator[Path]:
     seen, folders, links = set(), [folder], []
     while folders or links:
         place = (folders or links).pop(0)
-        if (there := identity(place)) in seen or (place != folder and is_run(place)):
+        if (there := identity(place)) in seen or (place != folder and is_result(place)):
             continue
         seen.add(there)
         yield place
@@ -105,9 +105,11 @@ def places(folder: Path) -> Iterator[Path]:
             (links if path.is_symlink() else folders).append(path)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run of this program."""
-    return (folder / "checkpoints").is_dir() and any((folder / name).is_file() for name in ("config.json", "log.txt"))
+def is_result(folder: Path) -> bool:
+    """Whether a folder is that of a run of this program, or of a comparison of runs."""
+    return (folder / "comparison.csv").is_file() or (
+        (folder / "checkpoints").is_dir() and any((folder / name).is_file() for name in ("config.json", "log.txt"))
+    )
 
 
 def clips_in(place: Path, root: Path, raw: tuple) -> Iterator[Clip]:

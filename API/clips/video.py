@@ -22,11 +22,11 @@ ENDINGS = (
 )  # fmt: skip
 DEFAULT_RATE = 25.0  # frames a second, where a clip does not say
 
-MOST_B_FRAMES = 16  # in a row, in H.264
+B_FRAME, MOST_B_FRAMES = 3, 16  # FFmpeg's number of the kind; how many H.264 allows in a row
 
 # Damage that FFmpeg reports in its log only.
 TOLD = re.compile("CRC mismatch|File ended prematurely")
-OUT_OF_RESOURCES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+PASSING = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)  # errors that may be gone the next time
 
 
 def pyav() -> ModuleType:
@@ -42,7 +42,7 @@ def pyav() -> ModuleType:
 def bad(path: Path, error: Exception, what: str) -> BadClip:
     """The exception to raise for one of PyAV's."""
     reason = getattr(error, "strerror", None) or reason_of(error)
-    if getattr(error, "errno", None) in OUT_OF_RESOURCES:
+    if getattr(error, "errno", None) in PASSING:
         return Unreadable(f"{path}: {reason}")
     return BadClip(f"{path}: {what} ({reason})")
 
@@ -80,8 +80,8 @@ def decode(path: Path, container, stream) -> Iterator:
     """The frames of a stream, av.VideoFrame. Raises BadClip where the container or the decoder finds damage.
 
     A stream that does not begin with a key frame, as recordings and cuts of broadcasts do, begins with its first frame
-    that can be decoded, as in a player. Where frames may build on later ones, they are held back until it is known that
-    those are sound.
+    that can be decoded, as in a player. B-frames, which build on the frame after them, are held back until that one is
+    known to be sound.
     """
     av, packets = pyav(), container.demux(stream)
     # Where each frame stands alone, every error is one. Where frames build on others, decoders also call it an error
@@ -112,13 +112,14 @@ def decode(path: Path, container, stream) -> Iterator:
             begun, damage = True, told[0]
         if begun and damage is not None:
             raise damaged(path, count, damage)
-        held += frames
-        while len(held) > (MOST_B_FRAMES if stream.codec_context.has_b_frames else 0):
-            count += 1
-            yield held.popleft()
+        for frame in frames:
+            held.append(frame)
+            while held and (frame.pict_type != B_FRAME or len(held) > MOST_B_FRAMES):
+                count += 1
+                yield held.popleft()
     count += len(held)
     yield from held
-    if received < sum(entry.size > 0 for entry in getattr(stream, "index_entries", ())):  # PyAV has them from 17 on
+    if received < sum(entry.size > 0 for entry in stream.index_entries):
         raise damaged(path, count, "it ends before its last packet")
     if count == 0:
         raise BadClip(f"{path}: damaged, no frame can be decoded")
@@ -180,11 +181,7 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
                     # Encoders write 1.004 for 1 where they have rounded a size.
                     width = frame.width if abs(aspect - 1) < 0.01 else round(frame.width * aspect)
                     check_pixels(path, width, frame.height)
-                    # PyAV 15 and 16 use the frame's matrix only where another is asked for, and RGB has none; and its
-                    # range only where it is given.
-                    how = {"dst_colorspace": "ITU601", "src_color_range": frame.color_range}
-                    if width != frame.width:
-                        how |= {"width": width, "interpolation": "BICUBIC"}
+                    how = {} if width == frame.width else {"width": width, "interpolation": "BICUBIC"}
                     transparent = not opaque and has_alpha(frame.format)
                 elif (frame.width, frame.height) != (first.width, first.height):
                     sizes = f"{frame.width}x{frame.height} after {first.width}x{first.height}"
@@ -203,7 +200,7 @@ def read_video(path: Path, **options) -> Iterator[np.ndarray]:
 
 def has_alpha(pixels) -> bool:
     """Whether pixels of an av.VideoFormat can be transparent."""
-    return pixels.has_palette or any(component.is_alpha for component in pixels.components)
+    return any(component.is_alpha for component in pixels.components)
 
 
 def over_black(image: np.ndarray) -> np.ndarray:

@@ -11,11 +11,16 @@ from .video import pyav, read_video
 
 ENDING = ".yuv"
 SIZE = re.compile(r"(?<!\d)(\d{2,5})x(\d{2,5})(?!\d)")
-BITS = re.compile(r"(?<![a-z0-9])(\d{1,2})[ _-]?bits?(?![a-z0-9])")
+BITS = re.compile(r"(?<![a-z0-9])(\d{1,2})(?:[ _-]?bits?|le)(?![a-z0-9])")
 PLANAR = re.compile(r"(?:yuv|i)?(420|422|444)(?:p(\d{1,2})?(?:le)?)?")  # yuv420p, 420, i422, yuv444p10le
 SEMIPLANAR = re.compile(r"p([024])(1[0-6])(?:le)?")  # p010, p216le
-LIKE_A_LAYOUT = re.compile(r"(?:yuv|yuyv|uyvy|yvyu|yv|nv|i4|v2|y4|y2|p[024]1)\d\w*")
-OTHER_NAMES = {"iyuv": "yuv420p", "yuy2": "yuyv422", "yuyv": "yuyv422", "uyvy": "uyvy422", "y800": "gray"}
+LIKE_A_LAYOUT = re.compile(
+    r"(?:yuv[aj]?|yuyv|uyvy|yvyu|yv|nv|i4|v2|y4|y2|p[024]1|gray|rgb|bgr|gbrp)\d\w*|rgba|bgra|gbrp"
+)
+OTHER_NAMES = {
+    "iyuv": "yuv420p", "yuy2": "yuyv422", "yuyv": "yuyv422", "uyvy": "uyvy422", "y800": "gray", "gray8": "gray",
+    "gray": "gray", "grey": "gray",
+}  # fmt: skip
 NV = {"0": "nv12", "2": "nv16", "4": "nv24"}
 DEEP = {"nv12": "p0{}le", "nv16": "p2{}le", "nv24": "p4{}le", "gray": "gray{}le"}  # the same in more than 8 bits
 ASK = "give --yuv_format with FFmpeg's name of it, such as yuv420p, nv12 or yuv422p10le"
@@ -38,7 +43,7 @@ def yuv_clip(path: Path, name: str, size: Sequence[int] | None, depth: int | Non
 
 def pixels_of(path: Path, depth: int | None) -> str:
     """FFmpeg's name of the pixel format that the name of a file says. Raises BadClip where it says two."""
-    stem, layouts = path.stem.lower(), set()
+    stem, layouts = SIZE.sub(" ", path.stem.lower()), set()
     depths = {int(bits) for bits in BITS.findall(stem)}
     for word in re.split(r"[^a-z0-9]+", stem):
         if match := PLANAR.fullmatch(word):

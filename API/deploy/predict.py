@@ -18,10 +18,12 @@ from ..clips.fit import centre, fit
 from ..clips.npy import MOST_CHANNELS
 from ..clips.reading import clips_at, frame_rate, read_frames
 from ..clips.writing import write_clip
-from ..evaluation.figures import captions, number
+from ..evaluation.figures import caption, number
 from ..evaluation.metrics import Scores
 from ..machine.device import Machine
 from .outputs import Outputs
+
+GREY = 127  # where nothing is predicted, and where a clip has ended
 
 
 class Predictor:
@@ -29,8 +31,8 @@ class Predictor:
 
     model: (B, T, C, H, W) -> (B, T, C_out, H, W), on machine's device and in evaluation mode. Its first `reach` frames
     were trained; more are predicted from the newest T frames, again and again, as the model itself does.
-    resize, interpolation: how training made frames of other sizes fit, see clips/fit.py. With "crop" only the middle of
-    a frame is seen, and predicted.
+    resize, interpolation: how training made frames of other sizes fit, see clips/fit.py. With "crop" the model sees the
+    middle of a frame only; what is beside it is grey in the predictions.
     """
 
     def __init__(
@@ -60,18 +62,13 @@ class Predictor:
         past = video[-self.T :] if video.ndim == 4 else video[-self.T :, ..., None]
         if past.dtype != np.uint8:
             past = (past * 255).round().astype(np.uint8)
-        past = [self.seen(frame) for frame in past]
         future = self.back(self.ahead(self.prepare(past), frames or self.frames), past[0].shape)
         future = future if video.ndim == 4 else future[..., 0]
         return future if video.dtype == np.uint8 else (future / 255).astype(video.dtype)
 
-    def seen(self, frame: np.ndarray) -> np.ndarray:
-        """The part of a frame (h, w, c) that the model is given."""
-        return centre(frame, *self.shape[1:]) if self.resize == "crop" else frame
-
-    def prepare(self, seen: Iterable[np.ndarray]) -> Tensor:
-        """(h, w, c) uint8 frames -> (frames, C, H, W) in [0, 1], of the model's size and colours."""
-        images = [fit(f, tuple(self.shape), "stretch", Path("frames"), self.interpolation) for f in seen]
+    def prepare(self, frames: Iterable[np.ndarray]) -> Tensor:
+        """(h, w, c) uint8 frames -> (frames, C, H, W) in [0, 1], of the model's size and colours, as in training."""
+        images = [fit(f, tuple(self.shape), self.resize, Path("frames"), self.interpolation) for f in frames]
         return torch.from_numpy(np.stack(images)) / 255
 
     @torch.no_grad()
@@ -87,19 +84,20 @@ class Predictor:
             past = torch.cat([past, future[-1]], 1)[:, -self.T :] if self.C_out == past.shape[2] else past
         return torch.cat(future, 1)[0, :frames].cpu()
 
-    @staticmethod
-    def back(future: Tensor, shape: Sequence[int]) -> np.ndarray:
+    def back(self, future: Tensor, shape: Sequence[int]) -> np.ndarray:
         """(frames, C, H, W) -> (frames, h, w, c) uint8 of the given size and channels, clipped to [0, 1] before."""
         h, w, c = shape
         images = (future.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        out = []
-        for image in images:
-            image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR) if image.shape[:2] != (h, w) else image
+        out = np.full((len(images), h, w, c), GREY, np.uint8)
+        for frame, image in zip(out, images):
+            part = centre(frame, *image.shape[:2]) if self.resize == "crop" else frame
+            if image.shape[:2] != part.shape[:2]:
+                image = cv2.resize(image, part.shape[1::-1], interpolation=cv2.INTER_LINEAR)
             image = image if image.ndim == 3 else image[..., None]
             if image.shape[-1] == 3 and c == 1:
                 image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
-            out.append(image.repeat(c, -1) if image.shape[-1] == 1 else image)
-        return np.stack(out)
+            part[:] = image  # one channel goes into all
+        return out
 
 
 def windows(
@@ -184,16 +182,15 @@ def predict_clip(clip: Clip, request: Request, predictor: Predictor, outputs: Ou
         nonlocal count
         for frame in read_frames(clip):
             count += 1
-            yield predictor.seen(frame)
+            yield frame
 
     for start, past, truth in windows(stream(), predictor.T, ahead, request.start, request.every):
         predicted = predictor.ahead(predictor.prepare(past), ahead)
-        frames = Predictor.back(predicted, past[0].shape)
+        frames, output = predictor.back(predicted, past[0].shape), outputs.path(clip, start)
         if request.side_by_side:
-            frames = beside(past, truth, frames)
-        output = outputs.path(clip, start)
+            frames = beside(past, truth, frames, captioned=output.suffix.lower() != ".npy")
         try:
-            write_clip(output, like_source(frames, clip) if output.suffix == ".npy" else frames, rate)
+            write_clip(output, like_source(frames, clip) if output.suffix.lower() == ".npy" else frames, rate)
         except OSError as error:
             raise UserError(f"--output {output}: cannot be written ({error.strerror or error})") from None
         done.add(start)
@@ -223,15 +220,23 @@ def score(predictor: Predictor, predicted: Tensor, truth: Sequence[np.ndarray]) 
     return "".join(f"  {metric} {result['mean']:.4g}" for metric, result in scores.summary()["strict"].items())
 
 
-def beside(past: Sequence[np.ndarray], truth: Sequence[np.ndarray], predicted: np.ndarray) -> np.ndarray:
-    """Left the clip, grey where it has ended; right past and prediction; a line of captions above them:
-    (T + frames, 18 + h, 2w + 4, c)."""
-    grey = np.full_like(past[0], 127)
-    left = [*past, *truth, *[grey] * (len(predicted) - len(truth))]
+def beside(
+    past: Sequence[np.ndarray], truth: Sequence[np.ndarray], predicted: np.ndarray, captioned: bool
+) -> np.ndarray:
+    """Left the clip, grey where it has ended; right past and prediction: (T + frames, h, 2w + 4, c)."""
+    left = [*past, *truth, *[np.full_like(past[0], GREY)] * (len(predicted) - len(truth))]
     gap = np.full_like(past[0][:, :4], 255)
-    out = []
-    for k, (a, b) in enumerate(zip(left, [*past, *predicted]), 1 - len(past)):
-        names = ("truth" if k <= len(truth) else "no truth", "prediction") if k > 0 else ("past", "past")
-        line = captions([f"{number(k)} {name}" for name in names], a.shape[1])
-        out.append(np.concatenate([line[..., None].repeat(a.shape[-1], -1), np.concatenate([a, gap, b], 1)]))
-    return np.stack(out)
+    out = np.stack([np.concatenate([a, gap, b], 1) for a, b in zip(left, [*past, *predicted])])
+    if captioned:
+        w = past[0].shape[1]
+        for k, frame in enumerate(out, 1 - len(past)):
+            names = ("truth" if k <= len(truth) else "no truth", "prediction") if k > 0 else ("past", "past")
+            write_over(frame[:, :w], f"{number(k)} {names[0]}")
+            write_over(frame[:, -w:], f"{number(k)} {names[1]}")
+    return out
+
+
+def write_over(image: np.ndarray, text: str) -> None:
+    """Put a caption into the upper left corner of (h, w, c) uint8, in place: black on white."""
+    label = caption(text, image.shape[1], min(18, max(9, image.shape[0] // 4)))[: image.shape[0]]
+    image[: label.shape[0], : label.shape[1]] = label[..., None]

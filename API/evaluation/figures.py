@@ -116,15 +116,11 @@ def strip(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Pat
     save_tiles(rows_of(past, future, predicted), path, title)
 
 
-def captions(texts: Sequence[str], width: int, height: int = 18, gap: int = 4) -> np.ndarray:
-    """(height, len(texts) * (width + gap) - gap) uint8: a line of black on white, a text above each picture of `width`
-    pixels, in letters that fit it."""
-    line = Image.new("L", (len(texts) * (width + gap) - gap, height), 255)
-    for k, text in enumerate(texts):
-        size = next((s for s in range(height - 5, 5, -1) if font(s).getlength(text) <= width), 5)
-        one = Image.new("L", (width, height), 255)
-        ImageDraw.Draw(one).text((0, height // 2), text, 0, font(size), anchor="lm")
-        line.paste(one, (k * (width + gap), 0))
+def caption(text: str, width: int, height: int) -> np.ndarray:
+    """(height, at most width) uint8: black on white, in letters that fit."""
+    size = next((s for s in range(max(height - 5, 6), 5, -1) if font(s).getlength(text) <= width - 4), 5)
+    line = Image.new("L", (min(width, round(font(size).getlength(text)) + 4), height), 255)
+    ImageDraw.Draw(line).text((2, height // 2), text, 0, font(size), anchor="lm")
     return np.asarray(line)
 
 
@@ -140,9 +136,9 @@ def gif(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path,
         picture = Image.new("RGB", ((W * scale + 4) * 3, H * scale + 16), "white")
         names = ("truth", "prediction", "|error|") if place > 0 else ("past", "", "")
         texts = (f"{number(place)} {names[0]}", *names[1:])
-        picture.paste(Image.fromarray(captions(texts, W * scale, 14)), (2, 0))
-        for k, image in enumerate(images):
+        for k, (image, text) in enumerate(zip(images, texts)):
             left = k * (W * scale + 4) + 2
+            picture.paste(Image.fromarray(caption(text, W * scale, 14)), (left, 0))
             picture.paste(Image.fromarray(image).resize((W * scale, H * scale), Image.Resampling.NEAREST), (left, 14))
         pictures.append(picture)
     partial = path.with_name(f".{path.name}")

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
+from .. import UserError
 from .processes import processes, rank, starts
 
 
@@ -76,47 +79,62 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
+        return wait_tensor(all_reduce(value.contiguous(), "sum", dist.group.WORLD))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
+        return wait_tensor(all_reduce(grad.contiguous(), "sum", dist.group.WORLD))
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the batches of all processes, for CPUs: torch.nn.SyncBatchNorm is for GPUs alone.
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all processes, on any device: x (B, C, …) -> the same.
 
-    x (B, C, H, W) -> the same. Every process must bring a batch of the same size.
+    Every process must bring a batch of the same size. One all-reduce forward and one backward, nothing waits for a GPU,
+    and the compiler can trace it, none of which holds of torch.nn.SyncBatchNorm.
     """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions will do."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            wide = x if x.dtype == torch.float64 else x.float()
-            n = dist.get_world_size() * x.numel() // x.shape[1]
-            mean = _Sum.apply(wide.sum((0, 2, 3))) / n
-            centred = wide - mean[:, None, None]
-            variance = _Sum.apply(centred.square().sum((0, 2, 3))) / n
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            others = [0, *range(2, x.dim())]  # all dimensions but the channels
+            size = dist.get_world_size()
+            # Every process fills a row of zeros, so their sum is a list of all. To put means and variances together
+            # is more exact than sums of squares are, where a mean is large.
+            own = torch.stack(torch.var_mean(wide, others, correction=0))  # (2, C)
+            rank = dist.get_rank()
+            variances, means = _Sum.apply(F.pad(own[None], (0, 0, 0, 0, rank, size - 1 - rank))).unbind(1)
+            mean = means.mean(0)
+            variance = variances.mean(0) + (means - mean).square().mean(0)
             if self.track_running_stats:
-                with torch.no_grad():
-                    self.num_batches_tracked.add_(1)
-                    self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                    unbiased = variance * (n / max(n - 1, 1))
-                    self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            scale = self.weight.to(wide.dtype) * (variance + self.eps).rsqrt()
-            return (centred * scale[:, None, None] + self.bias.to(wide.dtype)[:, None, None]).to(x.dtype)
+                self._update(mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
+            scale = (variance + self.eps).rsqrt()
+            scale, shift = (scale * self.weight, self.bias) if self.affine else (scale, torch.zeros_like(mean))
+            mean, scale, shift = (value.view(-1, *[1] * (x.dim() - 2)) for value in (mean, scale, shift))
+            return torch.addcmul(shift, wide - mean, scale).to(x.dtype)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Move the running statistics towards those of a batch of n values a channel."""
+        self.num_batches_tracked.add_(1)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance * (n / max(n - 1, 1)))):
+            step = value.to(running.dtype) - running
+            # Operators in place alone: the compiler cannot trace an assignment to a buffer.
+            running.add_(step / self.num_batches_tracked if self.momentum is None else step * self.momentum)
 
 
-def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """model with every BatchNorm2d over the batches of all processes; names and values of its state stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SynchronisedBatchNorm2d
+def synchronise_norms(model: nn.Module) -> nn.Module:
+    """model with every BatchNorm over the batches of all processes; names and values of its state stay.
+
+    Raises UserError for a class derived from BatchNorm, whose own forward this would bypass.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                raise UserError(f"{name}: a {type(module).__name__} is not known to work in many processes; run one")
+            module.__class__ = SynchronisedBatchNorm
     return model

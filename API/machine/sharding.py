@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from .. import UserError
 from .distributed import World
 
 
@@ -45,11 +46,11 @@ def distribute(
 
 
 def find_fully_shard() -> Callable:
-    """PyTorch's fully_shard. Raises ValueError where there is none."""
+    """PyTorch's fully_shard. Raises UserError where there is none."""
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError:
-        raise ValueError(f"--shard: PyTorch {torch.__version__} has no fully_shard; 2.6 and later have") from None
+        raise UserError(f"--shard: PyTorch {torch.__version__} has no fully_shard; 2.6 and later have") from None
     return fully_shard
 
 

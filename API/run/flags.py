@@ -50,6 +50,9 @@ def take_up(mode: str, defaults: Mapping, given: Mapping) -> tuple[Config, Mappi
         checkpoint, state = enter_run(folder, given.get("resume"), given.get("overwrite"))
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
+    for flag in ("compile", "checkpoint_blocks"):
+        if getattr(config, "plain", False) and getattr(config, flag, False):
+            raise UserError(f"--plain: applies nothing; leave out --{flag}")
     if mode == "predict":  # its clips are not those that the checkpoint was trained on
         own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
         vars(config).update({flag: (defaults | given)[flag] for flag in own})

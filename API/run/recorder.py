@@ -210,3 +210,8 @@ def describe_epoch(record: Mapping) -> str:
         )
         text += f"  filters: {'; '.join(stages)}"
     return text
+
+
+def recorder_of(writes: bool) -> type:
+    """What writes a run folder: of many processes, the first one only."""
+    return Recorder if writes else Silent

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from .recompute import replace_call
+from .recompute import replace_forward
 
-KEPT = ("mm", "addmm", "bmm", "convolution", "_fft_c2r")  # results kept for backward: dear to compute again
+KEPT = ("mm", "addmm", "bmm", "convolution", "_fft_c2r", "all_reduce", "wait_tensor")  # results kept for backward: dear
 
 
 def compile_blocks(
@@ -58,31 +58,37 @@ def try_compiling(model: nn.Module, blocks: Sequence[nn.Module], example: Tensor
 
 
 def compile_block(block: nn.Module, backend: str | Callable) -> None:
-    """Compile one block, for batches of any size."""
-    compiled = torch.compile(functools.partial(keep_products, block._call_impl), backend=backend, dynamic=False)
+    """Compile a block's forward, for batches of any size: as a whole, or it fails. (In parts, what keep_products
+    computes again would update BatchNorm's statistics twice.) Hooks, such as those of sharding, run outside of it."""
 
-    def call(*inputs):
-        for x in inputs:
-            if isinstance(x, Tensor):
-                torch._dynamo.maybe_mark_dynamic(x, 0)
-        return compiled(*inputs)
+    def compiled(forward: Callable) -> Callable:
+        code = torch.compile(functools.partial(keep_products, forward), backend=backend, dynamic=False, fullgraph=True)
 
-    replace_call(block, call)
+        def call(module: nn.Module, *inputs):
+            for x in inputs:
+                if isinstance(x, Tensor):
+                    torch._dynamo.maybe_mark_dynamic(x, 0)
+            return code(module, *inputs)
+
+        return call
+
+    replace_forward(block, compiled)
 
 
-def keep_products(call: Callable, *inputs):
-    """call(*inputs), keeping for backward the results of matrix products, convolutions and filters; what is between
-    them is cheap, and computed again. The compiler sees no operator in place: it makes new values of them."""
+def keep_products(forward: Callable, module: nn.Module, *inputs):
+    """forward(module, *inputs), keeping for backward the results of matrix products, convolutions and filters; what is
+    between them is cheap, and computed again. A compiler makes new values of what operators change in place."""
     if not torch.is_grad_enabled():
-        return call(*inputs)
-    return checkpoint(call, *inputs, use_reentrant=False, context_fn=_contexts)
+        return forward(module, *inputs)
+    return checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=_contexts)
 
 
 def _policy(ctx, operator, *args, **kwargs) -> CheckpointPolicy:
-    """For PyTorch's selective checkpointing. Depthwise convolutions are cheap."""
+    """For PyTorch's selective checkpointing. Depthwise convolutions are cheap; random numbers are drawn once."""
     name = getattr(operator, "__name__", str(operator)).partition(".")[0]
     keep = name in KEPT and (name != "convolution" or args[-1] == 1)  # groups
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+    random = torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
+    return CheckpointPolicy.MUST_SAVE if keep or random else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _contexts = functools.partial(create_selective_checkpoint_contexts, _policy)

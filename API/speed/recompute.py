@@ -1,8 +1,8 @@
 """Activation checkpointing by blocks: keep a block's inputs for backward, and compute everything inside again."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from types import MethodType
 
 import torch
 from torch import nn
@@ -13,16 +13,28 @@ def recompute_blocks(blocks: Sequence[nn.Module]) -> list[str]:
     """Let every block keep only its inputs for backward. Random numbers (dropout) are drawn as before, and buffers
     (BatchNorm's running statistics) are updated once."""
     for block in blocks:
-        replace_call(block, functools.partial(recomputed, block, called(block)))
+        replace_forward(block, recomputed)
     return [f"recompute {len(blocks)} blocks in backward"]
 
 
-def recomputed(block: nn.Module, call: Callable, *inputs):
-    """call(*inputs), to be computed again in backward, with the buffers of block as they were."""
-    if not torch.is_grad_enabled():
-        return call(*inputs)
-    before = [buffer.detach().clone() for buffer in block.buffers()]
-    return checkpoint(call, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), buffers_as(block, before)))
+def replace_forward(block: nn.Module, change: Callable[[Callable], Callable]) -> None:
+    """Let block.forward be what `change` makes of it: a function of the module and its inputs. Hooks stay outside of
+    it, and a copy of the block gets a forward of its own."""
+    forward = vars(block).get("forward")
+    block.forward = MethodType(change(type(block).forward if forward is None else forward.__func__), block)
+
+
+def recomputed(forward: Callable) -> Callable:
+    """forward, to be computed again in backward, with the buffers of the module as they were."""
+
+    def call(module: nn.Module, *inputs):
+        if not torch.is_grad_enabled():
+            return forward(module, *inputs)
+        before = [buffer.detach().clone() for buffer in module.buffers()]
+        contexts = lambda: (nullcontext(), buffers_as(module, before))  # noqa: E731
+        return checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=contexts)
+
+    return call
 
 
 @contextmanager
@@ -41,13 +53,3 @@ def buffers_as(block: nn.Module, before: Sequence[torch.Tensor]) -> Iterator[Non
 def _copy(buffers: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)
-
-
-def called(block: nn.Module) -> Callable:
-    """What block(...) calls: its compiled form where there is one."""
-    return block._compiled_call_impl or block._call_impl
-
-
-def replace_call(block: nn.Module, call: Callable) -> None:
-    """Let block(...) call something else. PyTorch's own place for it: copies and state dicts leave it out."""
-    block._compiled_call_impl = call

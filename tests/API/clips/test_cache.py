@@ -123,6 +123,15 @@ def test_a_clip_that_cannot_be_opened_now_is_tried_again(folder, tmp_path):
     assert len(cache.open(clip)) == 4
 
 
+def test_what_a_flag_answers_is_no_longer_bad(tmp_path):
+    files.write_yuv(tmp_path / "data/a_64x48_yuv420p_nv12.yuv", files.pictures(4))
+    for _ in range(2):
+        with pytest.raises(BadClip, match="give --yuv_format"):
+            ClipCache(tmp_path / "cache", SHAPE).open(find_clips(tmp_path / "data")[0])
+    (clip,) = find_clips(tmp_path / "data", yuv_format="yuv420p")
+    assert len(ClipCache(tmp_path / "cache", SHAPE).open(clip)) == 4
+
+
 @pytest.mark.parametrize("damage", ["emptied", "cut", "zeros", "longer", "another size"])
 def test_a_damaged_cache_file_is_made_again(folder, tmp_path, damage):
     clip = find_clips(folder)[0]

@@ -202,6 +202,8 @@ def test_runs_and_caches_among_clips_are_none(tmp_path):
     Recorder(tmp_path / "results" / "mine").log("a line")
     Image.fromarray(FRAMES[0]).save(tmp_path / "results/mine/figures/loss.png")
     np.save(tmp_path / "results/mine/predicted.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    files.write_images(tmp_path / "results" / "comparison", FRAMES[:2])
+    (tmp_path / "results/comparison/comparison.csv").write_text("run,mse")
     found = find_clips(tmp_path)
     cache = cache_of(tmp_path, {"cache_dir": tmp_path / "cache"}, (2, 3, 8, 8), "crop")
     for clip in found:

@@ -31,6 +31,13 @@ NAMES = {
     "cam_64x48_p010": "p010le",
     "cam_64x48_YUY2": "yuyv422",
     "cam_64x48_y800": "gray",
+    "cam_64x48_gray": "gray",
+    "cam_64x48_gray10le": "gray10le",
+    "cam_64x48_yuvj420p": "yuvj420p",
+    "cam_64x48_yuv420p10be": "yuv420p10be",
+    "cam_64x48_rgb24": "rgb24",
+    "cam64x48nv21": "nv21",
+    "cam_64x48_422_10le": "yuv422p10le",
 }
 
 
@@ -39,7 +46,9 @@ def test_what_a_name_says_is_its_layout(name):
     assert pixels_of(Path(f"{name}.yuv"), None) == NAMES[name]
 
 
-@pytest.mark.parametrize("pixels", ["yuv420p", "nv12", "nv21", "yuv422p", "yuv444p", "yuyv422", "uyvy422"])
+@pytest.mark.parametrize(
+    "pixels", ["yuv420p", "nv12", "nv21", "yuv422p", "yuv444p", "yuyv422", "uyvy422", "yuvj420p", "rgb24", "p010le"]
+)
 def test_a_layout_in_the_name_gives_the_true_frames(pixels, tmp_path):
     files.write_yuv(tmp_path / f"cam_64x48_{pixels}.yuv", FRAMES, pixels=pixels)
     (clip,) = find_clips(tmp_path)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from API import UserError
 from API.clips.cache import ClipCache
+from API.clips.fit import centre
 from API.clips.reading import find_clips
 from API.clips.windows import ClipWindows
 from API.clips.writing import write_clip
@@ -139,12 +140,22 @@ def test_known_frames_are_scored_and_side_by_side_shows_both(predictor, tmp_path
     told = run(request, predictor)
     assert f"mse {0.01 * 16 * 24:.4g}" in told  # every pixel 0.1 off
     shown = np.load(tmp_path / "out.npy")
-    assert shown.shape == (8, 18 + 16, 52, 1)  # captions, then frames
-    assert (shown[:, 18:, :24] == 51).all()
-    assert (shown[4:, 18:, 28:] == round(0.3 * 255)).all()
-    for half in (shown[:, :18, :24], shown[:, :18, 28:]):
-        assert (half.min((1, 2, 3)) < 128).all()  # letters
-        assert len(np.unique(half.reshape(8, -1), axis=0)) == 8  # other numbers
+    assert shown.shape == (8, 16, 52, 1)
+    assert (shown[:, :, :24] == 51).all()
+    assert (shown[4:, :, 28:] == round(0.3 * 255)).all()
+
+
+def test_pictures_side_by_side_have_captions_and_arrays_do_not(predictor, tmp_path):
+    np.save(tmp_path / "in.npy", np.full((8, 96, 128), 51, np.uint8))
+    for output in ("out.npy", "out"):
+        run(Request(tmp_path / "in.npy", tmp_path / output, 6, start=[0], side_by_side=True), predictor)
+    plain = np.load(tmp_path / "out.npy")[..., None].repeat(3, -1)
+    shown = np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "out").iterdir())])
+    assert shown.shape == plain.shape == (10, 96, 260, 3)
+    assert np.array_equal(shown[:, 18:], plain[:, 18:])
+    for half in (shown[:, :18, :128], shown[:, :18, 132:]):
+        assert (half.min((1, 2, 3)) == 0).all()  # letters
+        assert len(np.unique(half.reshape(10, -1), axis=0)) == 10  # other ones in each
 
 
 def test_many_windows_and_clips_get_a_file_each(predictor, tmp_path):
@@ -182,21 +193,22 @@ def test_predict_scores_as_test_does_on_the_same_window(predictor, tmp_path, res
     assert told.endswith("".join(f"  {metric} {expected[metric]['mean']:.4g}" for metric in expected))
     shown = np.load(tmp_path / "out.npy")
     assert len(shown) == 6  # as many as in training
-    seen = ours.seen(frames[0]).shape
-    assert shown.shape[1:] == seen
-    assert seen == frames[0].shape or resize == "crop"
+    assert shown.shape[1:] == frames[0].shape
 
 
-def test_a_cropping_model_predicts_the_middle_and_shows_it_beside_the_middle(predictor, tmp_path):
-    frames = np.zeros((8, 16, 48), np.uint8)
-    frames[:, :, 12:36] = 100
+@pytest.mark.parametrize("shape", [(16, 48), (32, 24), (64, 64)])
+def test_a_cropping_model_predicts_the_middle_and_what_is_beside_it_is_grey(predictor, tmp_path, shape):
+    frames = np.zeros((8, *shape), np.uint8)
+    middle = centre(frames[0], 16, 24)
+    frames[:] = 200
     np.save(tmp_path / "in.npy", frames)
     ours = Predictor(predictor.model, (4, 1, 16, 24), (4, 1, 16, 24), predictor.machine, "crop")
-    run(Request(tmp_path / "in.npy", tmp_path / "out.npy", start=[0], side_by_side=True), ours)
+    run(Request(tmp_path / "in.npy", tmp_path / "out.npy", start=[0]), ours)
     shown = np.load(tmp_path / "out.npy")
-    assert shown.shape == (8, 34, 52)
-    assert (shown[:, 18:, :24] == 100).all()
-    assert ours(frames).shape == (4, 16, 24)
+    assert np.array_equal(shown, ours(frames))
+    assert shown.shape == (4, *shape)
+    assert (centre(shown[0], 16, 24) == round(200 + 25.5)).all()
+    assert (shown[0] == 127).sum() == shown[0].size - middle.size
 
 
 @pytest.mark.parametrize(
@@ -208,7 +220,7 @@ def test_an_array_keeps_its_axes(predictor, tmp_path, shape, axes, side_by_side)
     np.save(tmp_path / "in.npy", np.zeros(shape, np.uint8))
     run(Request(tmp_path / "in.npy", tmp_path / "out.npy", side_by_side=side_by_side), predictor)
     sizes = dict(zip(axes, shape)) | {"T": 8 if side_by_side else 4}
-    sizes |= {"H": 34, "W": 52} if side_by_side else {}
+    sizes |= {"W": 52} if side_by_side else {}
     assert np.load(tmp_path / "out.npy").shape == tuple(sizes[axis] for axis in axes)
 
 

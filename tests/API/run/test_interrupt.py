@@ -14,6 +14,7 @@ from conftest import TINY_FLAGS
 from test_core import same
 
 import main
+from API import UserError
 from API.datasets import digits
 from API.evaluation import figures
 from API.run.checkpoint import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
@@ -46,7 +47,7 @@ def assert_same_runs(folder: Path, one: str, two: str) -> None:
     assert [record["epoch"] for record in records[0]] == [1, 2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(folder, monkeypatch, number):
     main.run([*FLAGS, "--ex_name", "whole"])
     step, steps = torch.optim.Adam.step, []
@@ -91,6 +92,94 @@ def test_a_second_ctrl_c_stops_at_once():
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_under_nohup_goes_on_when_the_terminal_is_gone():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+START = """
+import sys; sys.path[:0] = [{repo!r}]
+from API.datasets import digits; digits.SEQUENCES = {{"train": 20, "val": 4, "test": 4}}
+sys.argv = ["main.py", *sys.argv[1:]]
+import main
+from API.run.output import keep_printing
+keep_printing()
+sys.exit(main.main())
+"""
+
+
+def test_a_closed_pipe_stops_the_run_with_a_checkpoint(folder):
+    command = [sys.executable, "-c", START.format(repo=str(REPO)), *FLAGS, "--epochs", "500", "--ex_name", "piped"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
+    assert run.stdout.readline()
+    run.stdout.close()  # as `| head -1` does
+    said = run.stderr.read()
+    assert run.wait(120) == 75, said
+    assert "go on with --resume" in said
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
+    assert last_checkpoint(folder / "piped") is not None
+    assert "; go on with --resume" in (folder / "piped/log.txt").read_text().splitlines()[-1]
+
+
+def test_stops_and_resumes_are_in_the_log_with_their_times(folder, monkeypatch):
+    step, steps = torch.optim.Adam.step, []
+
+    def asked_to_stop(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", asked_to_stop)
+    with pytest.raises(Interrupted):
+        main.run(FLAGS)
+    main.run([*FLAGS, "--resume"])
+    log = [line[21:] for line in (folder / "digits/log.txt").read_text().splitlines()]
+    stopped = log.index("stopped in epoch 1, step 3; go on with --resume")
+    assert log.index("resumed after epoch 0 and 3 steps of the next one") == stopped + 1
+
+
+@pytest.mark.parametrize("how", ["yes", "auto"])
+def test_resume_and_overwrite_together_are_refused_and_nothing_is_lost(folder, how):
+    main.run(FLAGS)
+    before = (folder / "digits/checkpoints/last.pth").read_bytes()
+    with pytest.raises(UserError, match=r"--resume .* --overwrite .* one of them"):
+        main.run([*FLAGS, "--resume", how, "--overwrite"])
+    assert (folder / "digits/checkpoints/last.pth").read_bytes() == before
+
+
+def test_a_second_run_of_a_name_is_refused_before_anything_is_loaded(folder, monkeypatch):
+    main.run(FLAGS)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time; from pathlib import Path; from API.run.lock import hold;"
+         " hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)", folder / "digits"],
+        cwd=REPO, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert "held" in holder.stdout.readline()
+        monkeypatch.setattr("core.build_loaders", None)
+        for flags in ([], ["--resume"], ["--resume", "auto"], ["--overwrite"]):
+            with pytest.raises(UserError, match=f"process {holder.pid} .* trains this run already"):
+                main.run([*FLAGS, *flags])
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_run_that_is_there_is_refused_before_anything_is_loaded(folder, monkeypatch):
+    main.run(FLAGS)
+    monkeypatch.setattr("core.build_loaders", None)
+    with pytest.raises(UserError, match="holds a run already"):
+        main.run(FLAGS)
 
 
 def test_a_stopped_process_says_so_in_its_exit_code(folder, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, TINY_FLAGS
 from torch import nn
 
 from API import UserError
@@ -127,3 +127,33 @@ def test_safetensors_that_do_not_fit_on_the_disk_are_told_and_leave_what_was_the
     assert "\n" not in str(error.value)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_wrapped_and_bare_weights_predict_what_their_checkpoint_does(tmp_path, monkeypatch, capsys):
+    import core
+    import main
+    from API.datasets import digits
+    from API.evaluation import figures
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(digits, "SEQUENCES", {"train": 8, "val": 4, "test": 4})
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
+    flags = [*TINY_FLAGS, "--batch_size", "4", "--epochs", "1", "--precision", "fp32", "--device", "cpu"]
+    main.run(flags)
+    state = load_checkpoint(tmp_path / "results/digits/checkpoints/best.pth")
+    video = torch.rand(8, 32, 32).numpy()
+    expected = core.load_predictor("results/digits/checkpoints/best.pth", "cpu", "fp32")(video)
+    torch.save({**state, "model": {f"module.{name}": v for name, v in state["model"].items()}}, "wrapped.pth")
+    torch.save(state["model"], "bare.pth")
+    for name in ("wrapped.pth", "bare.pth"):
+        capsys.readouterr()
+        assert (core.load_predictor(name, "cpu", "fp32")(video) == expected).all()
+        said = capsys.readouterr().out
+        assert ("--COF 0.3125 is taken as it is" in said) == (name == "bare.pth")
+        main.run([*flags, "--init", name, "--ex_name", name, "--lr", "1e-30"])
+        trained = load_checkpoint(tmp_path / f"results/{name}/checkpoints/best.pth")["model"]
+        weight = "encoder.layers.0.conv.weight"
+        assert torch.allclose(trained[weight], state["model"][weight], atol=1e-6)
+    with pytest.raises(UserError, match=r"wrapped\.pth: does not fit .*'encoder.layers.0.conv.weight' is") as error:
+        main.run([*flags, "--hid_S", "16", "--init", "wrapped.pth", "--ex_name", "x"])
+    assert len(str(error.value)) < 300

@@ -94,4 +94,21 @@ def test_where_compiling_fails_in_another_process_nothing_is_compiled_here():
     lines = compiled(model, blocks=model.temporal.stages[0], agree=lambda failed: True)
     assert lines[-1] == "warning: compiling failed, going on without (in another process)"
     model(batch(torch.float32)[0])
-    assert all(block._compiled_call_impl is None for block in model.blocks())
+    assert not any("forward" in vars(block) for block in model.blocks())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_block_that_the_compiler_cannot_trace_whole_updates_its_statistics_once():
+    class Block(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            convolution, norm = self
+            x = convolution(x)
+            torch._dynamo.graph_break()
+            return norm(x)
+
+    block = Block(torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4))
+    model, example = torch.nn.Sequential(block), torch.rand(2, 4, 3, 3)
+    (line,) = accelerate(model, [block], compile=True, example=example, backend="aot_eager")
+    assert line.startswith("warning: compiling failed")
+    model(example).sum().backward()
+    assert block[1].num_batches_tracked == 1
