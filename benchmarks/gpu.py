@@ -186,10 +186,9 @@ def metrics(s: Session) -> dict:
 
 def data(s: Session) -> dict:
     """Loading data against the training step."""
-    size = ["--seconds", 0.1, "--train_steps", 1, "--train_batch", 2, "--only", "digits"]
-    return s.benchmark(
-        "data.py", *(size if s.toy else ["--seconds", 0.5, "--train_steps", 20, "--only", "mmnist", "digits", "kth"])
-    )
+    small = ["--seconds", 0.1, "--train_steps", 1, "--train_batch", 2, "--only", "digits"]
+    large = ["--seconds", 0.5, "--train_steps", 20, "--only", "mmnist", "digits", "kth"]
+    return {"rows": s.benchmark("data.py", *(small if s.toy else large))}
 
 
 def moving_mnist(s: Session) -> str:

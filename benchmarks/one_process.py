@@ -49,7 +49,7 @@ def run(device: torch.device) -> int:
     found = {}
     for way, options in WAYS.items():
         model = copy.deepcopy(plain)
-        synchronise_norms(model, device)
+        synchronise_norms(model)
         forward = distribute(model, MANY, device, model.blocks(), **{"shard": False, "compress": False} | options)
         found[way] = ((gradients(model, forward, device) - expected).norm() / expected.norm()).item()
     print("RESULT " + json.dumps({"backend": dist.get_backend(), "difference": found}), flush=True)

@@ -73,15 +73,16 @@ def read_release(checkpoint: str | Path | Mapping) -> dict[str, Tensor]:
 def infer_args(weights: Mapping[str, Tensor]) -> dict:
     """infer_release_args of weights under our names; of them the segments, too."""
     try:
-        return infer_release_args({release_name(name): value for name, value in weights.items()})
+        return infer_release_args({release_name(name): value for name, value in weights.items()}, ours=True)
     except UserError:
         first = next(iter(weights), "")
         raise UserError(f"not the weights of a DFDNet, they start with '{first[:100]}'") from None
 
 
-def infer_release_args(state: Mapping[str, Tensor]) -> dict:
+def infer_release_args(state: Mapping[str, Tensor], ours: bool = False) -> dict:
     """DFDNet's arguments from the shapes in a release checkpoint: all but COF and the number of frames to predict.
 
+    ours: thresholds have our shape (segments, positions), which tells the segments, too.
     Raises UserError where a name is missing.
     """
 
@@ -106,7 +107,7 @@ def infer_release_args(state: Mapping[str, Tensor]) -> dict:
         block = f"hid1.net.layer{stage + 1}.0"
         args["groups"] = P // shape(f"{block}.conv1.weight", 4)[0]
         h, w = (shape(f"{block}.atten.DFDU.param_{axis}", 1, 2) for axis in "hw")
-        if len(h) == 2:  # (segments, positions), as ours are
+        if ours:
             args["segments"] = (h[0], shape(f"{block}.atten1.DFDU.param_h", 2)[0])
         scale = 2 ** max(1, (stage + 1) // 2)  # every second layer halves; the first stage's stem does, too
         H, W = (math.prod(axis) // args.get("segments", SEGMENTS)[0] * scale for axis in (h, w))

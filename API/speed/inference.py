@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from .mish import swap_mish
+from .norms import swap_norms
+
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 TOLERANCE = 1e-3  # of the norm of a prediction, between before and after: rounding may tip some bins of a hard gate
 
@@ -16,7 +19,7 @@ def prepare_inference(model: nn.Module, example: Tensor, precision: str) -> list
     example: an input to compare predictions with, on the model's device. precision: fp32, tf32 or bf16, as it will run.
     """
     model.eval()
-    lines = fold_norms(model, example)
+    lines = swap_mish(model) + swap_norms(model) + fold_norms(model, example)
     if precision == "bf16":
         lines += round_weights(model)
     return lines

@@ -31,7 +31,7 @@ def run(folder: Path, *argv: str, processes: int = 2, restarts: int = 0, **env: 
         launch += [f"--max_restarts={restarts}"]
     environment = os.environ | {name: str(value) for name, value in env.items()} | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*launch, WORKER, *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=150
+        [*launch, WORKER, *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
 
 
