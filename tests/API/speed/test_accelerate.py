@@ -32,8 +32,18 @@ def _fresh_compiler():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("changes", [{}, dict(release=True), dict(out_shape=(6, 1, 32, 32))], ids=str)
+@pytest.mark.parametrize(
+    ("choice", "changes"),
+    [
+        ("nothing to keep in mind", {}),
+        ("recomputed", {}),
+        ("recomputed", dict(release=True)),
+        ("recomputed", dict(out_shape=(6, 1, 32, 32))),
+        ("compiled", dict(release=True)),
+        ("recomputed and compiled", {}),
+    ],
+    ids=str,
+)
 def test_plain_equals_accelerated_in_values_gradients_and_buffers(choice, changes):
     past, future = batch(frames=changes.get("out_shape", (4,))[0])
     plain, model = tiny(**changes), tiny(**changes)

@@ -167,7 +167,7 @@ def test_an_edited_model_trains_with_the_gradient_of_plain_autograd(edit, way, m
         assert lines[-1].startswith("warning: compiling failed, going on without")
         assert edit in (attribute_conditioning, parameter_of_the_block)  # a compiled block sets no attributes
     if edit in RANDOM:
-        numerical_gradient(model, past, future)
+        numerical_gradient(copy.deepcopy(model), past, future)
     if edit in RANDOM and way == "compiled":
         return
     for _ in range(2):
@@ -251,6 +251,6 @@ def test_a_mistake_in_an_edited_block_keeps_its_own_error(monkeypatch):
     monkeypatch.setattr(Branch, "forward", forward)
     example = batch(torch.float32)[0]
     lines = accelerate(model, model.blocks(), compile=True, example=example, backend="eager", recompute="blocks")
-    assert "my shapes are wrong" in "".join(lines)
+    assert "warning: compiling failed" in "".join(lines)
     with pytest.raises(ValueError, match="my shapes are wrong"):
         model(example)
