@@ -132,7 +132,12 @@ def batch_flags(add: Callable) -> None:
     add("--batch_size", type=WHOLE, metavar="N", help="sequences a training step")
     accumulate = "compute a batch in N parts; the same but for BatchNorm's statistics"
     add("--accumulate", type=WHOLE, default=1, metavar="N", help=accumulate)
-    add("--checkpoint_blocks", action=SWITCH, default=False, help="compute blocks twice, to keep a tenth of the memory")
+    add(
+        "--checkpoint_blocks",
+        action=SWITCH,
+        default=False,
+        help="compute blocks twice, to keep a tenth of what backward needs",
+    )
 
 
 def machine_flags(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ class Failed(Exception):
     """A part has not done what it was to do; the message says what."""
 
 
-class Session:
+class Measurement:
     """Where the parts run: flags, time, log."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -60,7 +60,7 @@ class Session:
         return self.part_end - time.monotonic()
 
     def start(self, *command: object) -> subprocess.Popen:
-        """A command in a process and session of its own, its output in log.txt."""
+        """A command in a process group of its own, its output in log.txt."""
         words = [str(word) for word in command]
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"\n$ {' '.join(words)}\n")
@@ -104,7 +104,7 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def tests(s: Session) -> dict:
+def tests(s: Measurement) -> dict:
     """The test suite, where there is a GPU."""
     which = REPO / ("tests/test_wfl.py" if s.toy else "tests")
     xdist = ["-n", "8"] if find_spec("xdist") and not s.toy else []
@@ -118,7 +118,7 @@ def tests(s: Session) -> dict:
     return found
 
 
-def speed(s: Session) -> dict:
+def speed(s: Measurement) -> dict:
     """Product, plain and TAU, in every precision and at every batch size; launches; peak memory beside summary's."""
     flags = ["--models", "digits", "--rounds", 1, "--kinds", "fp32", "--batches", 2] if s.toy else [
         "--models", "mmnist", "--rounds", 3, "--batches", 1, 4, 16, 64]  # fmt: skip
@@ -133,14 +133,14 @@ def speed(s: Session) -> dict:
     return result
 
 
-def compile_time(s: Session) -> dict:
+def compile_time(s: Measurement) -> dict:
     """Seconds to compile the model's blocks, with nothing in Inductor's cache and with everything."""
     shutil.rmtree(s.out / "inductor", ignore_errors=True)
     small = ["--toy", "--batch_size", 2] if s.toy else []
     return {cache: s.benchmark("compiling.py", *small)["seconds"] for cache in ("empty", "full")}
 
 
-def resume(s: Session) -> dict:
+def resume(s: Measurement) -> dict:
     """A run that is stopped and resumed ends with the bits of one that is not, with --deterministic."""
     flags = ["--dataname", "digits", "--epochs", 2, "--deterministic", *(TINY if s.toy else ["--epoch_size", 200])]
     s.main(*flags, "--ex_name", "whole", "--overwrite")
@@ -164,7 +164,7 @@ def resume(s: Session) -> dict:
     return {"stopped_at": place, "differ": differ}
 
 
-def processes(s: Session) -> dict:
+def processes(s: Measurement) -> dict:
     """--gpu with the last GPU; torchrun with one process; NCCL, copies, shards and BatchNorm in one process."""
     import torch
 
@@ -179,19 +179,19 @@ def processes(s: Session) -> dict:
     return {"seconds": found}
 
 
-def metrics(s: Session) -> dict:
+def metrics(s: Measurement) -> dict:
     """Scoring 10,000 sequences."""
     return s.benchmark("metrics.py", *(["--sequences", 20, "--batch_size", 10, "--rounds", 1] if s.toy else []))
 
 
-def data(s: Session) -> dict:
+def data(s: Measurement) -> dict:
     """Loading data against the training step."""
     small = ["--seconds", 0.1, "--train_steps", 1, "--train_batch", 2, "--only", "digits"]
     large = ["--seconds", 0.5, "--train_steps", 20, "--only", "mmnist", "digits", "kth"]
     return {"rows": s.benchmark("data.py", *(small if s.toy else large))}
 
 
-def moving_mnist(s: Session) -> str:
+def moving_mnist(s: Measurement) -> str:
     """A --data_root with Moving MNIST in it: the one of the flag, what it lacks generated."""
     images, sequences = "train-images-idx3-ubyte.gz", "mnist_test_seq.npy"
     given, own = (Path(s.data_root).resolve() if s.data_root else None), s.out / "data/moving_mnist"
@@ -211,7 +211,7 @@ def moving_mnist(s: Session) -> str:
     return str(s.out / "data")
 
 
-def train(s: Session) -> dict:
+def train(s: Measurement) -> dict:
     """Moving MNIST with the full model for the minutes that are left, and its learning curve."""
     root, plan = moving_mnist(s), s.out / "parts/plan.json"
     if not plan.exists():  # the schedule needs the number of epochs
@@ -244,7 +244,7 @@ def train(s: Session) -> dict:
     return found | {"test": json.loads((s.out / "train/test.json").read_text())["strict"]}
 
 
-PARTS: dict[str, tuple[Callable[[Session], dict], float]] = {  # with the minutes that it may take
+PARTS: dict[str, tuple[Callable[[Measurement], dict], float]] = {  # with the minutes that it may take
     "tests": (tests, 4),
     "compile": (compile_time, 3),
     "speed": (speed, 8),
@@ -273,18 +273,18 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.out is None:
         parser.error("--out DIR is needed")
-    session, failed = Session(args), []
-    (session.out / "parts").mkdir(exist_ok=True)
+    measurement, failed = Measurement(args), []
+    (measurement.out / "parts").mkdir(exist_ok=True)
     for name in args.only or PARTS:
         part, minutes = PARTS[name]
-        path = session.out / f"{name}.json"
+        path = measurement.out / f"{name}.json"
         if path.exists() and json.loads(path.read_text())["result"]["ok"]:
             print(f"{name}: done before", flush=True)
             continue
         began = time.monotonic()
-        session.part_end = min(session.end, began + 60 * minutes * (10 if args.toy else 1))
+        measurement.part_end = min(measurement.end, began + 60 * minutes * (10 if args.toy else 1))
         try:
-            found = part(session) if session.left() > 0 else {"ok": False, "error": "no time left"}
+            found = part(measurement) if measurement.left() > 0 else {"ok": False, "error": "no time left"}
             result = {"ok": found.pop("ok", True), "error": found.pop("error", None), "found": found}
         except Exception as error:
             result = {"ok": False, "error": f"{type(error).__name__}: {error}"}

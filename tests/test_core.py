@@ -374,7 +374,7 @@ def test_a_release_checkpoint_is_tested_and_can_start_a_run(start, golden, tmp_p
     torch.save({"net": golden["state_dict"]}, tmp_path / "theirs.pth")
     start("--release", "--ckpt", "theirs.pth", "--dataname", "digits", "--ex_name", "theirs", mode="test")
     test = json.loads((start.folder / "theirs/test.json").read_text())
-    assert test["release"]
+    assert test["release_mode"]
     assert len(test["strict"]["model"]["mse"]["per_frame"]) == 4
     with pytest.raises(ValueError, match="add --release"):
         start("--ckpt", "theirs.pth", mode="test")

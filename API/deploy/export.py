@@ -18,7 +18,7 @@ from .. import UserError
 from ..clips.writing import check_output
 from ..run.weights import save_safetensors
 
-TOLERANCE = 1e-4  # of a sequence as most are
+TOLERANCE = 5e-4  # of a sequence as most are: an eighth of a grey level
 EDGE = 0.02  # of any. Bins that lie at their thresholds, where rounding decides, have been seen to change 0.005.
 ENDS = torch.tensor(0.0), torch.tensor(1.0)  # of the values of pixels
 PACKAGES = {".pt2": (), ".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
@@ -62,11 +62,12 @@ def export_model(model: nn.Module, in_shape: tuple[int, ...], path: Path) -> tup
     """Write model, (B, *in_shape) -> frames with any B, as .pt2 or .onnx. Returns by how much what was written deviates
     from it, in the median of some sequences and at most.
 
-    Raises UserError where the median is over 1e-4 or one sequence over 0.02, and over what rounding does to the model
+    Raises UserError where the median is over 5e-4 or one sequence over 0.02, and over what rounding does to the model
     itself.
     """
     model = model.eval().requires_grad_(False)
-    inputs = [torch.rand(b, *in_shape) for b in (2, 1, 4)]
+    generator = torch.Generator().manual_seed(0)  # what is refused is so every time
+    inputs = [torch.rand(b, *in_shape, generator=generator) for b in (2, 1, 4)]
     expected = [model(past) for past in inputs]
     rounding = torch.stack([changes(model, [past.nextafter(end) for past in inputs], expected) for end in ENDS]).amax(0)
     example = inputs[0]

@@ -66,7 +66,8 @@ def psnr(predicted: Tensor, future: Tensor) -> Tensor:
 
 
 def wrapped_psnr(predicted: Tensor, future: Tensor) -> Tensor:
-    """PSNR as the authors' code has it: in uint8, where 20 - 30 is 246 and 17 * 17 is 33. Inflated, by up to 9 dB."""
+    """PSNR as the authors' code has it: in uint8, where 20 - 30 is 246 and 17 * 17 is 33. So no frame scores below
+    24 dB."""
     difference = (predicted * 255).to(torch.uint8) - (future * 255).to(torch.uint8)  # modulo 256, as is the square
     mse = (difference * difference).float().mean((1, 2, 3))
     return (-10 * (mse / 255**2).log10()).clamp(max=PSNR_CEILING)

@@ -53,11 +53,13 @@ class Ledger(TorchDispatchMode):
         return sum(self.alive[key] for key in self.copied)
 
 
-def step_bytes(model: nn.Module, past: Tensor, bfloat16: bool = False) -> dict[str, float]:
+def step_bytes(model: nn.Module, past: Tensor, bfloat16: bool = False, cache: bool = True) -> dict[str, float]:
     """What a training step of model on past (B, T, C, H, W) takes beside weights, buffers and past, in bytes: "kept"
     for backward a sequence, prediction included, "constant" whatever the batch (bfloat16 copies of the weights), and
-    the "peak" of forward and backward, gradients included."""
-    autocast = torch.autocast(past.device.type, torch.bfloat16, enabled=bfloat16)
+    the "peak" of forward and backward, gradients included.
+
+    cache: whether autocast keeps copies of weights from one use to the next; compiled blocks do not."""
+    autocast = torch.autocast(past.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=cache)
     with Ledger([*model.parameters(), *model.buffers()], [past]) as ledger:
         with autocast:
             future = model(past)
@@ -103,7 +105,8 @@ def memory(
         if bfloat16 and gpu:
             norms_in_float32(model)
         keep_as(choice, blocks(model))
-        return step_bytes(model, torch.empty(max(sequences, 2), *in_shape), bfloat16)  # BatchNorm wants two values
+        past = torch.empty(max(sequences, 2), *in_shape)  # BatchNorm wants two values
+        return step_bytes(model, past, bfloat16, cache=choice != "--compile")
 
 
 def costs(

@@ -34,7 +34,7 @@ class Pace:
         """A step of so many sequences is taken. Reads the loss, for which a GPU must wait, only where it is shown."""
         self.sequences += sequences * self.machine.world.size
         if self.progress.due():
-            self.progress.show(self.step + 1, f"loss {loss.item():.1f}  lr {lr:.2g}", self.sequences)
+            self.progress.show(self.step + 1, f"loss {loss.item():.4g}  lr {lr:.2g}", self.sequences)
 
     def report(self) -> dict[str, float]:
         """{"seconds", "sequences_per_second", "waiting": share of the time spent waiting for data}."""

@@ -201,9 +201,9 @@ class Silent:
 
 def describe_epoch(record: Mapping) -> str:
     """An epoch's numbers in a line."""
-    text = f"loss {record['train_loss']:.1f}  lr {record['lr']:.2g}  {record['sequences_per_second']:.1f} sequences/s"
+    text = f"loss {record['train_loss']:.4g}  lr {record['lr']:.2g}  {record['sequences_per_second']:.1f} sequences/s"
     if "val_mse" in record:
-        text += f"  validation loss {record['val_loss']:.1f} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
+        text += f"  validation loss {record['val_loss']:.4g} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
         stages = (
             f"stage {stage['stage']} removes {stage['removed']:.1%}, thresholds moved {stage['threshold_moved']:.3f}"
             for stage in record["filter"]

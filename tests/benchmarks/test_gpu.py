@@ -26,10 +26,10 @@ def test_parts_are_done_once_and_written_as_they_come(tmp_path, capsys):
 def test_a_part_that_fails_is_told_and_tried_again_and_the_others_run(tmp_path, monkeypatch, capsys):
     tries = []
 
-    def broken(session: gpu.Session) -> dict:
+    def broken(measurement: gpu.Measurement) -> dict:
         tries.append(1)
         if len(tries) == 1:
-            session.call(sys.executable, "-c", "raise SystemExit(3)")
+            measurement.call(sys.executable, "-c", "raise SystemExit(3)")
         return {"tries": len(tries)}
 
     monkeypatch.setattr(gpu, "PARTS", {"first": (broken, 1), "second": (lambda session: {"answer": 42}, 1)})
