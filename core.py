@@ -232,14 +232,14 @@ def train_one_epoch(
         norm = gradient_norm(guard.parameters, grad_clip)
         if guard.passes(pace.step, loss, norm, batch):
             optimizer.step()
-        lr = scheduler.get_last_lr()[0]  # of this step
+        run.lr = scheduler.get_last_lr()[0]  # of this step
         scheduler.step()  # one-cycle: every step, not every epoch
         total += guard.loss
-        pace.show(len(batch[0]), loss, lr)
+        pace.show(len(batch[0]), loss, run.lr)
         run.after_step(pace.step + 1, total.item, guard)
     guard.look()
     skipped = int(guard.skipped)
-    record = {"train_loss": total.item() / max(pace.step - skipped, 1), "lr": lr} | pace.report()
+    record = {"train_loss": total.item() / max(pace.step - skipped, 1), "lr": run.lr} | pace.report()
     return record | ({"skipped": skipped} if skipped else {})
 
 

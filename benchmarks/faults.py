@@ -37,7 +37,7 @@ FLAGS = [
     "--layer_config", "1", "1", "0", "1", "--batch_size", "4", "--epochs", "2", "--precision", "fp32",
     "--device", "cpu", "--save_every", "1", "--resume", "auto", "--ex_name",
 ]  # fmt: skip
-PARTS = ("model", "optimizer", "scheduler", "random", "epoch", "step", "total", "skipped", "best")
+PARTS = ("model", "optimizer", "scheduler", "random", "epoch", "step", "total", "skipped", "best", "lr")
 
 
 def start(folder: Path, name: str) -> int:

@@ -144,7 +144,8 @@ def same(a, b) -> bool:
     return a == b
 
 
-def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(start, monkeypatch):
+@pytest.mark.parametrize("flags", [(), ("--save_every", "1")], ids=["after an epoch", "after an epoch's last step"])
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(flags, start, monkeypatch):
     start("--epochs", "3", "--ex_name", "whole")
     validate, calls = core.validate, []
 
@@ -156,17 +157,18 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(start, monkeypatch)
 
     monkeypatch.setattr(core, "validate", killed_after_the_first)
     with pytest.raises(KeyboardInterrupt):
-        start("--epochs", "3", "--ex_name", "parts")
+        start("--epochs", "3", "--ex_name", "parts", *flags)
     monkeypatch.setattr(core, "validate", validate)
-    assert load_checkpoint(start.folder / "parts/checkpoints/last.pth")["epoch"] == 1
+    stopped = load_checkpoint(start.folder / "parts/checkpoints/last.pth")
+    assert (stopped["epoch"], stopped["step"]) == (1, 3 if flags else 0)
     main.run(["--resume", "--ex_name", "parts", "--device", "cpu"])  # the other flags are the checkpoint's
     whole, parts = (load_checkpoint(start.folder / name / "checkpoints/last.pth") for name in ("whole", "parts"))
     for key in ("model", "optimizer", "scheduler", "random", "epoch", "best"):
         assert same(whole[key], parts[key]), key
-    losses = [
-        [json.loads(line)["train_loss"] for line in (start.folder / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "parts")
-    ]
+    losses = []
+    for name in ("whole", "parts"):
+        records = [json.loads(line) for line in (start.folder / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([(record["train_loss"], record["lr"]) for record in records])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3
 

@@ -15,12 +15,12 @@ from .checkpoint import SaveEvery, Saver, random_states, restore_random_states
 from .guard import Guard
 from .interrupt import Interrupted, StopSignals
 
-PLACE = ("epoch", "step", "total", "skipped", "best")
+PLACE = ("epoch", "step", "total", "skipped", "best", "lr")
 
 
 class TrainingState:
     """Model, optimizer and schedule of a run, and its place: whole epochs done, steps done of the next one, the sum of
-    their losses, how many of them were skipped, the best validation error.
+    their losses, how many of them were skipped, the best validation error, the learning rate of the last step.
 
     Used as a context, it catches the signals to stop and writes checkpoints behind training's back.
     """
@@ -39,6 +39,7 @@ class TrainingState:
         self.config, self.world = dict(config), world
         self.due, self.last = SaveEvery(save_every), Path("last.pth")
         self.epoch, self.step, self.total, self.skipped, self.best = 0, 0, 0.0, 0, math.inf
+        self.lr = scheduler.get_last_lr()[0]  # of the last step
 
     def checkpoint(self) -> dict:
         """Everything needed to go on from here, as tensors and plain values; with --shard, every process must ask."""
@@ -52,8 +53,9 @@ class TrainingState:
             restore_states(self.model, self.optimizer, state)
             self.scheduler.load_state_dict(state["scheduler"])
             restore_random_states(state["random"])
+            place = {"lr": self.lr, **state}  # checkpoints of before have none
             for name in PLACE:
-                setattr(self, name, state[name])
+                setattr(self, name, place[name])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"--resume: the checkpoint holds no run to go on with ({reason})") from None
