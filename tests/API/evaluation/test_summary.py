@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models import needs_compiler
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -108,6 +109,7 @@ def test_parameters_and_multiply_adds_are_those_of_the_layers():
 
 
 def test_a_compiled_block_keeps_what_is_counted():
+    needs_compiler()
     torch._dynamo.reset()
 
     def build_dfdb() -> nn.Module:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import batch, differences, tiny, training_step
+from models import batch, differences, needs_compiler, tiny, training_step
 from torch import nn
 
 from API.speed import accelerate
@@ -45,6 +45,8 @@ def _fresh_compiler():
     ids=str,
 )
 def test_plain_equals_accelerated_in_values_gradients_and_buffers(choice, changes):
+    if "compiled" in choice:
+        needs_compiler()
     past, future = batch(frames=changes.get("out_shape", (4,))[0])
     plain, model = tiny(**changes), tiny(**changes)
     lines = accelerated(model, **CHOICES[choice])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import batch, differences, tiny, training_step
+from models import batch, differences, needs_compiler, tiny, training_step
 
 from API.speed import accelerate
 
@@ -21,6 +21,7 @@ def compiled(model, backend="aot_eager", blocks=None, **options) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_no_batch_size_compiles_again():
+    needs_compiler()
     plain, model = tiny(layer_config=(0, 0, 0, 1)), tiny(layer_config=(0, 0, 0, 1))
     (line,) = [line for line in compiled(model) if "compiled" in line]
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -36,6 +37,7 @@ def test_no_batch_size_compiles_again():
 
 @pytest.mark.filterwarnings("ignore")
 def test_blocks_of_one_kind_share_their_code():
+    needs_compiler()
     counts = []
     for depth in (1, 4):
         torch._dynamo.reset()
@@ -50,6 +52,7 @@ def test_blocks_of_one_kind_share_their_code():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_block_keeps_less_than_an_eager_one():
+    needs_compiler()
     model = tiny(torch.float32, layer_config=(0, 1, 0, 0))
     (block,) = model.temporal.stages[1]
     own = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), *block.buffers())}
@@ -90,6 +93,7 @@ def test_where_compiling_fails_blocks_run_as_they_are_after_one_warning():
 
 @pytest.mark.filterwarnings("ignore")
 def test_where_compiling_fails_in_another_process_nothing_is_compiled_here():
+    needs_compiler()
     model = tiny(torch.float32)
     lines = compiled(model, blocks=model.temporal.stages[0], agree=lambda failed: True)
     assert lines[-1] == "warning: compiling failed, going on without (in another process)"

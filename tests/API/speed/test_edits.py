@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from models import batch, differences, tiny, training_step
+from models import batch, compiles, differences, tiny, training_step
 from torch import Tensor, nn
 
 from API.speed import accelerate
@@ -165,7 +165,8 @@ def test_an_edited_model_trains_with_the_gradient_of_plain_autograd(edit, way, m
     lines = accelerate(model, parts(model, way), example=past, **WAYS[way])
     if "warning" in "".join(lines):  # one clear line, and plain blocks
         assert lines[-1].startswith("warning: compiling failed, going on without")
-        assert edit in (attribute_conditioning, parameter_of_the_block)  # a compiled block sets no attributes
+        # A compiled block sets no attributes.
+        assert edit in (attribute_conditioning, parameter_of_the_block) or not compiles()
     if edit in RANDOM:
         numerical_gradient(copy.deepcopy(model), past, future)
     if edit in RANDOM and way == "compiled":
