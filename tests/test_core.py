@@ -274,6 +274,74 @@ def test_training_lowers_the_loss_and_bfloat16_ends_within_float32_s_spread_over
     assert min(ends) - spread / 2 <= np.mean([last for _, last in half]) <= max(ends) + spread / 2
 
 
+# Of commit ebc4cd1, the last one before the model was plain PyTorch: 20 steps in float64.
+LOSSES = {
+    False: [
+        1434.088947,
+        1309.406730,
+        961.490838,
+        545.701569,
+        443.745600,
+        401.012100,
+        355.452600,
+        334.312502,
+        332.060761,
+        331.440947,
+        323.727933,
+        322.891678,
+        319.206765,
+        318.413674,
+        308.024549,
+        320.019070,
+        318.097280,
+        318.256060,
+        323.115635,
+        322.010667,
+    ],
+    True: [
+        694.617763,
+        659.116533,
+        502.554268,
+        283.132578,
+        135.110133,
+        137.270147,
+        150.387807,
+        132.485037,
+        102.330742,
+        88.695765,
+        87.225907,
+        94.950679,
+        96.496245,
+        95.399019,
+        90.093829,
+        90.998308,
+        87.925683,
+        87.103248,
+        87.842482,
+        86.664927,
+    ],
+}
+
+
+@pytest.mark.parametrize("release", LOSSES)
+def test_the_loss_of_20_steps_is_that_of_before_the_model_was_plain(release):
+    torch.manual_seed(3)
+    model = DFDNet(**TINY, release=release).double()
+    criterion = WeightedFrequencyLoss(4, 32, 32, release).double()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=20, final_div_factor=1e4)
+    generator, losses = torch.Generator().manual_seed(5), []
+    for _ in range(20):
+        past, future = (torch.rand(2, 4, 1, 32, 32, generator=generator, dtype=torch.float64) for _ in range(2))
+        optimizer.zero_grad()
+        loss = criterion(model(past), future)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    assert losses == pytest.approx(LOSSES[release], rel=1e-4)
+
+
 class HostReads(TorchDispatchMode):
     """Counts the operators that hand a value, or a size that hangs on values, to the host: on a GPU it waits there."""
 
