@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from API.speed import accelerate
 from DFDNet import DFDNet
+from TemporalModule import DFDB
 from WFL import WeightedFrequencyLoss
 
 
@@ -58,9 +59,9 @@ def differences(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[st
 
 @functools.cache
 def compiles() -> bool:
-    """Whether this version of PyTorch compiles a block with BatchNorm as a whole; 2.5 does not, and it stays eager."""
-    block = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
-    example = torch.rand(2, 2, 3, 3)
+    """Whether this version of PyTorch compiles a DFDB as a whole; 2.5 does not, and it stays eager."""
+    block = DFDB(8, 4, 4, 1, 0.3125, (2, 4))
+    example = torch.rand(2, 8, 4, 4)
     lines = accelerate(nn.Sequential(block), [block], compile=True, example=example, backend="aot_eager")
     return not any(line.startswith("warning") for line in lines)
 
@@ -68,4 +69,4 @@ def compiles() -> bool:
 def needs_compiler() -> None:
     """Skip a test of compiled blocks where they stay eager."""
     if not compiles():
-        pytest.skip(f"PyTorch {torch.__version__} does not compile blocks with BatchNorm: they stay eager")
+        pytest.skip(f"PyTorch {torch.__version__} does not compile DFDBs: they stay eager")
