@@ -59,7 +59,7 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     """Which data, and how it is read."""
     add = parser.add_argument_group("data").add_argument
     add("--dataname", choices=PRESETS, help="data set, and with it the defaults")
-    add("--data_root", default="data", metavar="DIR", help="folder that holds the data sets")
+    add("--data_root", default="data", metavar="DIR", help="folder that holds the data sets (arrays: or a file)")
     add("--val_batch_size", type=WHOLE, metavar="N", help="sequences at once in validation and test")
     add("--num_workers", type=COUNT, metavar="N", help="processes that load data; 0: the main process")
     add("--cache_dir", metavar="DIR", help="folder for decoded videos (default: .cache in data_root)")
@@ -69,10 +69,17 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--resize", choices=("crop", "stretch"), help=resize)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
     clip_flags(add)
+    limits = "arrays: what 0 and 1 stand for, or so of each channel (default: least and largest to train on)"
+    add("--value_range", type=float, nargs="+", metavar=("LOW", "HIGH"), help=limits)
+    add("--target_channels", type=COUNT, nargs="+", metavar="C", help="arrays: channels to predict (default: all)")
 
 
 def clip_flags(add: Callable) -> None:
-    """How clips are read."""
+    """How clips and arrays are read."""
+    axes = "arrays: a letter an axis, of N sequences, T, C, H, W (default: THW or NTCHW)"
+    add("--layout", metavar="LETTERS", help=axes)
+    add("--variable", metavar="NAME", help="arrays: which one, where a file holds several")
+    add("--fill_missing", metavar="RULE", help="arrays: missing values become a number, or those of the previous frame")
     add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     depths = (8, 9, 10, 12, 14, 16)
@@ -92,8 +99,8 @@ def generated_flags(parser: argparse.ArgumentParser) -> None:
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """DFDNet's arguments; a new one is a line here and an argument there."""
     add = parser.add_argument_group("model").add_argument
-    add("--in_shape", type=WHOLE, nargs=4, metavar=("T", "C", "H", "W"), help="frames given to the model")
-    add("--out_shape", type=WHOLE, nargs=4, metavar=("T", "C", "H", "W"), help="frames asked of it")
+    add("--in_shape", type=WHOLE, nargs="+", metavar=("T", "C H W"), help="frames given to the model (arrays: or T)")
+    add("--out_shape", type=WHOLE, nargs="+", metavar=("T", "C H W"), help="frames asked of it (arrays: or T)")
     add("--hid_S", type=WHOLE, metavar="D", help="features a frame")
     add("--layer", type=WHOLE, metavar="N", help="depth of encoder and decoder; every second layer halves")
     add("--kernel_size", type=WHOLE, nargs="+", metavar="K", help="of the encoder's layers: one each, or one for all")
@@ -200,7 +207,7 @@ def predict_flags(parser: argparse.ArgumentParser) -> None:
 def compare_flags(parser: argparse.ArgumentParser) -> None:
     """What to compare."""
     parser.add_argument("runs", nargs="*", metavar="RUN", default=[], help="run folders, or npz files of predictions")
-    protocols = ("strict", "openstl", "release")
+    protocols = ("strict", "openstl", "release", "physical")
     parser.add_argument("--protocol", nargs="+", choices=protocols, default=["strict"], help="of the metrics")
     limits = "values of black and white in npz files (default: 0 255 for uint8, else 0 1)"
     parser.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=limits)

@@ -26,7 +26,7 @@ def test_a_strip_is_a_picture_with_something_in_it(sequence, tmp_path):
 
 def test_a_gif_has_a_picture_for_every_frame_and_shows_the_truth_left(sequence, tmp_path):
     past, future, predicted = sequence
-    figures.gif(past, future, predicted, tmp_path / "a.gif", scale=2)
+    figures.gif(past, future, predicted, tmp_path / "a.gif", enlarge=2)
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 10
         animation.seek(7)
