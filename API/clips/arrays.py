@@ -1,6 +1,7 @@
 """Files of arrays: npy and h5 are read where they are asked for, npz whole, NetCDF and zarr by xarray."""
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from .. import UserError
 from ..run.files import DAMAGED, read_arrays, reason_of
 from .clip import BadClip, Clip, Unreadable
-from .layout import Sequences
+from .layout import Sequences, check_layout
 from .order import natural
 from .reading import CACHE_TAG, CACHED, is_result
 
@@ -54,7 +55,8 @@ def open_arrays(path: Path, variable: str | None = None, layout: str | None = No
     Raises BadClip, naming path, where it cannot be read, UserError for a package that is missing.
     """
     by_process = 0 if path.suffix.lower() in (".npy", ".npz") else os.getpid()  # handles of HDF5 do not survive a fork
-    source, name, missing = source_of(path, variable, len(layout) if layout else None, by_process)
+    axes = len(check_layout(layout)) if layout else None
+    source, name, missing = source_of(path, variable, axes, by_process)
     where = f"{path}: {name}" if name else str(path)
     return Sequences(source, where, name, layout, missing=missing, **options)
 
@@ -92,8 +94,9 @@ def from_h5(path: Path, variable: str | None, axes: int | None) -> tuple[Any, st
     file = h5py.File(path, "r")
     file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
     name = choose(path, found, variable and variable.strip("/"), axes)
-    marks = (found[name].attrs.get(mark) for mark in ("_FillValue", "missing_value"))
-    return found[name], name, tuple(float(np.ravel(mark)[0]) for mark in marks if mark is not None)
+    data, attributes = found[name], found[name].attrs
+    marks = [attributes[mark] for mark in ("_FillValue", "missing_value") if mark in attributes]
+    return data, named(name, attributes), tuple(float(np.ravel(mark)[0]) for mark in marks)
 
 
 def from_xarray(path: Path, variable: str | None, axes: int | None) -> tuple[Any, str, tuple[float, ...]]:
@@ -111,10 +114,15 @@ def from_xarray(path: Path, variable: str | None, axes: int | None) -> tuple[Any
             raise UserError(f"{path}: xarray cannot read it without a further package: pip install {what}") from None
         raise
     name = choose(path, data.data_vars, variable, axes)
-    return data[name], name, ()
+    return data[name], named(name, data[name].attrs), ()
 
 
-def choose(path: Path, arrays: dict, variable: str | None, axes: int | None) -> str:
+def named(name: str, attributes: Mapping) -> str:
+    """What values are called, with their unit where the file says it: air_temperature (K)."""
+    return f"{name} ({attributes['units']})" if "units" in attributes else name
+
+
+def choose(path: Path, arrays: Mapping, variable: str | None, axes: int | None) -> str:
     """The array's name: variable, or else the only one of so many axes. Raises BadClip, naming them, for none."""
     fitting = [str(name) for name, a in arrays.items() if (len(a.shape) == axes if axes else len(a.shape) in (3, 4, 5))]
     numbers = [name for name in fitting if np.dtype(arrays[name].dtype).kind in "fiub"]
@@ -122,6 +130,10 @@ def choose(path: Path, arrays: dict, variable: str | None, axes: int | None) -> 
         raise BadClip(f"{path}: has no --variable {variable}, but {', '.join(map(str, arrays)) or 'nothing'}")
     if variable is None and len(numbers) != 1:
         held = ", ".join(f"{name} {tuple(arrays[name].shape)}" for name in numbers or map(str, arrays))
-        many = "holds several arrays, choose one by --variable" if numbers else "holds no array of 3 to 5 axes"
+        many = (
+            "holds several arrays, choose one by --variable"
+            if numbers
+            else f"holds no array of {axes or '3 to 5'} axes"
+        )
         raise BadClip(f"{path}: {many}: {held or 'nothing'}")
     return variable or numbers[0]

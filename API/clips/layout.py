@@ -38,9 +38,9 @@ class Sequences:
     """N sequences of F frames, (C, H, W) each, out of an array.
 
     source: has a shape, a dtype, and numpy's indexing with integers and slices; it is read only where it is asked for.
-    where: for messages. name: what the values are called. layout: see check_layout; an axis of N or C may be missing, and
-    is then 1 long. fill: see check_fill. missing: values that stand for missing ones, beside NaN and infinity. size:
-    (H, W), made from frames of other sizes by resize: "crop" cuts the middle out and changes no value, "stretch"
+    where: for messages. name: what the values are called. layout: see check_layout; an axis of N or C may be missing,
+    and is then 1 long. fill: see check_fill. missing: values that stand for missing ones, beside NaN and infinity.
+    size: (H, W), made from frames of other sizes by resize: "crop" cuts the middle out and changes no value, "stretch"
     interpolates. None: as they are.
 
     Raises BadClip, naming where, for an array that is none of that.

@@ -28,7 +28,7 @@ BLOCK = 2**26  # bytes that are read at once to look for missing values and for 
 
 @dataclass(frozen=True)
 class Part:
-    """Frames first to last (exclusive) of sequence n of a file; clip: its entry in splits.json, with that file's path."""
+    """Frames first to last (exclusive) of sequence n of a file. clip: its entry in splits.json."""
 
     clip: Clip
     n: int
@@ -144,9 +144,9 @@ def usable(data_root: str | Path, how: tuple, length: int, C: int, skip_bad: boo
     for clip in clips:
         try:
             array = opened(clip.path, *how)
-            if array.C != C:
+            if C != array.C:
                 raise BadClip(f"{array.where}: has {array.C} channels, --in_shape asks for {C}")
-            if array.F < length:
+            if length > array.F:
                 raise BadClip(f"{array.where}: has {array.F} frames, a window takes {length} (--in_shape, --out_shape)")
             good.append(clip)
         except BadClip as error:
@@ -203,7 +203,7 @@ def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ArrayW
         raise UserError(f"{chosen} {len(targets or range(C))} channels, --out_shape asks for {out_shape[1]}")
     clips, left_out = usable(data_root, how, length, C, options.get("skip_bad", False))
     parts = split_parts(clips, how, length, seed)
-    name = options.get("variable") or opened(clips[0].path, *how).name or "value"
+    name = opened(clips[0].path, *how).name or "value"
     limits = options.get("value_range") or range_of(parts["train"], how)
     scale, mine = Scale(limits, C, targets, name), parts[split]
     stride = options.get("stride") or length

@@ -72,13 +72,15 @@ class ArrayPredictor(Predictor):
 
     def open(self, path: Path) -> Sequences:
         """The sequences in a file."""
-        return self.check(open_arrays(path, self.variable, **self.options))
+        array = self.check(open_arrays(path, self.variable, **self.options))
+        self.scale.name = array.name or self.scale.name
+        return array
 
     def check(self, array: Sequences) -> Sequences:
         """The array itself. Raises BadClip where the model cannot take it."""
-        if array.C != self.shape[0]:
+        if self.shape[0] != array.C:
             raise BadClip(f"{array.where}: has {array.C} channels, the model takes {self.shape[0]}")
-        if array.F < self.T:
+        if self.T > array.F:
             raise BadClip(f"{array.where}: has {array.F} frames, a prediction takes {self.T}")
         return array
 
@@ -102,8 +104,8 @@ class ArrayPredictor(Predictor):
 
 
 def predict_arrays(request: Request, predictor: ArrayPredictor) -> Iterator[str]:
-    """As predict_clips, of files of arrays: every prediction is an npy file of the file's axes, or pictures of the first
-    predicted channel of the first sequence."""
+    """As predict_clips, of files of arrays: every prediction is an npy file with the axes of the input, or pictures of
+    the first predicted channel of the first sequence."""
     clips = find_arrays(Path(request.input), "--input")
     several = len(clips) > 1 or len(request.start or ()) > 1 or request.every is not None
     outputs, left_out = Outputs(Path(request.output), several, Path(request.input), clips), 0

@@ -82,8 +82,8 @@ def _measure(
 
 
 def physical(error: Tensor, scale: Scale) -> dict:
-    """Errors (N, C, H, W) in [0, 1] -> of the values of scale, {"physical_mse", …: (N)}; of several channels, whose units
-    may differ, the RMSE of each, too."""
+    """Errors (N, C, H, W) in [0, 1] -> those of the values, {"physical_mse", …: (N)}; where there are several channels,
+    whose units may differ, the RMSE of each, too."""
     spans = torch.tensor(scale.spans, dtype=error.dtype).to(error.device, non_blocking=True)
     squares = error.square().mean((2, 3)) * spans.square()  # (N, C)
     pixels = error[0, 0].numel()
