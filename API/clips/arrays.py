@@ -56,13 +56,22 @@ def open_arrays(path: Path, variable: str | None = None, layout: str | None = No
     """
     by_process = 0 if path.suffix.lower() in (".npy", ".npz") else os.getpid()  # handles of HDF5 do not survive a fork
     axes = len(check_layout(layout)) if layout else None
-    source, name, missing = source_of(path, variable, axes, by_process)
+    source, name, missing = source_of(path, variable, axes, by_process, stamp(path))
     where = f"{path}: {name}" if name else str(path)
     return Sequences(source, where, name, layout, missing=missing, **options)
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Changes when a file does. Raises Unreadable, naming path, where it cannot be seen."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror}") from None
+    return status.st_size, status.st_mtime_ns
+
+
 @lru_cache(maxsize=OPEN)
-def source_of(path: Path, variable: str | None, axes: int | None, _: int) -> tuple[Any, str, tuple[float, ...]]:
+def source_of(path: Path, variable: str | None, axes: int | None, *_) -> tuple[Any, str, tuple[float, ...]]:
     """(what has a shape, a dtype and numpy's indexing, its name, values that stand for missing ones)."""
     kind = path.suffix.lower()
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import UserError
-from ..clips.arrays import find_arrays, open_arrays
+from ..clips.arrays import find_arrays, open_arrays, stamp
 from ..clips.clip import BadClip, Clip
 from ..clips.scale import Scale
 from . import BatchedDataset
@@ -56,9 +56,14 @@ def opened(path: Path, layout: str | None, variable: str | None, fill: str | Non
     return open_arrays(path, variable, layout, fill=fill, size=size, resize=resize)
 
 
-@lru_cache(maxsize=2**16)
 def survey(path: Path, *how) -> Survey:
-    """Read a file from end to end. Raises BadClip where values are missing and not to be filled."""
+    """Read a file from end to end, once. Raises BadClip where values are missing and not to be filled."""
+    return survey_of(stamp(path), path, *how)
+
+
+@lru_cache(maxsize=2**16)
+def survey_of(_: tuple[int, int], path: Path, *how) -> Survey:
+    """The survey of a file as it is since its stamp."""
     array = opened(path, *how)
     low, high = (np.empty((array.N, array.F, array.C)) for _ in range(2))
     missing = np.zeros((array.N, array.F), int)
