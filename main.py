@@ -49,6 +49,15 @@ WHOLE, REAL, COUNT = number(int, 0), number(float, 0), number(int, -1, 0)
 SWITCH = argparse.BooleanOptionalAction
 
 
+class Shape(argparse.Action):
+    """T C H W, or T alone, where the data say the rest."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list, *_) -> None:
+        if len(values) not in (1, 4):
+            raise argparse.ArgumentError(self, "expected 4 arguments, T C H W")
+        setattr(namespace, self.dest, values)
+
+
 def steps_or_minutes(text: str) -> str:
     """An argparse type: "500" steps or "10m" minutes."""
     REAL(text[:-1]) if text.endswith("m") else WHOLE(text)
@@ -99,8 +108,9 @@ def generated_flags(parser: argparse.ArgumentParser) -> None:
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """DFDNet's arguments; a new one is a line here and an argument there."""
     add = parser.add_argument_group("model").add_argument
-    add("--in_shape", type=WHOLE, nargs="+", metavar=("T", "C H W"), help="frames given to the model (arrays: or T)")
-    add("--out_shape", type=WHOLE, nargs="+", metavar=("T", "C H W"), help="frames asked of it (arrays: or T)")
+    shape = dict(type=WHOLE, nargs="+", action=Shape, metavar=("T", "C H W"))
+    add("--in_shape", **shape, help="frames given to the model; of arrays T is enough")
+    add("--out_shape", **shape, help="frames asked of it; of arrays T is enough")
     add("--hid_S", type=WHOLE, metavar="D", help="features a frame")
     add("--layer", type=WHOLE, metavar="N", help="depth of encoder and decoder; every second layer halves")
     add("--kernel_size", type=WHOLE, nargs="+", metavar="K", help="of the encoder's layers: one each, or one for all")

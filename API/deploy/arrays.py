@@ -64,7 +64,7 @@ class ArrayPredictor(Predictor):
     def __call__(self, video: np.ndarray, frames: int | None = None) -> np.ndarray:
         """An array in the layout, with or without its N, at least T frames long, of which the last T count -> the next
         `frames`, by default as many as in training, as floats. Raises UserError for arrays of another kind."""
-        video, layout = np.asarray(video), self.options["layout"]
+        video, layout = np.asarray(video), self.options.get("layout")
         if layout and "N" in layout.upper() and video.ndim == len(layout) - 1:
             layout = layout.upper().replace("N", "")
         array = self.check(Sequences(video, "array", **self.options | {"layout": layout}))

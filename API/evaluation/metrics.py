@@ -178,8 +178,8 @@ class Scores:
     """Collects the metrics of many sequences: batches of any size in, means and their errors out.
 
     Keeps a few numbers a sequence and frame, on the device, no frames. Nothing waits for the device before `values`.
-    lpips: a function (N, C, H, W) twice -> (N), for the metric of that name; without it LPIPS is left out. scale: what
-    the protocol physical takes.
+    lpips: a function (N, C, H, W) twice -> (N), for the metric of that name; without it LPIPS is left out. scale: of
+    the frames, for the protocol physical; without it that one is empty.
     """
 
     def __init__(
@@ -189,7 +189,8 @@ class Scores:
         if unknown:
             raise UserError(f"--protocol {unknown[0]}: unknown, choose from {', '.join(PROTOCOLS)}")
         self.lpips, self.scale = lpips, scale
-        known = [m for name in protocols for m in PROTOCOLS[name].values() if m != "lpips" or lpips]
+        given = {"lpips": lpips, "physical": scale}  # what measurements of that kind take
+        known = [m for name in protocols for m in PROTOCOLS[name].values() if given.get(m.partition("_")[0], True)]
         known += rmse_of_channels(scale) if scale else []
         self.protocols = {name: metrics_of(name, known) for name in protocols}
         self.measurements = tuple(dict.fromkeys(m for metrics in self.protocols.values() for m in metrics.values()))

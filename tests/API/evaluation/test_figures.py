@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from API.clips.scale import Scale
 from API.evaluation import figures
 
 RED = [200, 9, 9]
@@ -154,3 +155,32 @@ def test_tensorboard_groups_its_numbers_and_has_flags_and_test_scores(tmp_path):
     assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == pytest.approx(expected)
     assert len(events.Tags()["images"]) == 1
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+# Values on a scale of colours ----------------------------------------------------------------------------------------
+
+
+def test_a_scale_shows_one_channel_in_colours_that_rise_with_it():
+    from matplotlib import colormaps
+
+    scale = Scale([0, 1], 2)
+    frame = np.stack([np.array([[0.0, 0.5, 1.0, 1.7, -0.3]]), np.full((1, 5), 0.9)])
+    expected = [colormaps["viridis"](float(v), bytes=True)[:3] for v in (0.0, 0.5, 1.0, 1.0, 0.0)]
+    assert np.abs(figures.as_image(frame, scale)[0].astype(int) - np.array(expected, int)).max() <= 1
+
+
+def test_bars_say_which_values_the_colours_stand_for(tmp_path, monkeypatch):
+    drawn = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, xy, text, *a, **k: drawn.append(text) or draw(self, xy, text, *a, **k)
+    )
+    rng = np.random.default_rng(0)
+    past, future = rng.random((4, 3, 16, 24)), rng.random((6, 1, 16, 24))
+    scale = Scale([0, 1, 200.5, 310, 0, 1], 3, [1], "t2m (K)")
+    figures.strip(past, future, future, tmp_path / "a.png", "title", scale)
+    assert {"200.5", "310", "t2m (K), channel 1", "0", "109.5", "|error|"} <= set(drawn)
+    figures.gif(past, future, future, tmp_path / "a.gif", scale=scale)
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.n_frames == 10
+        assert animation.size == ((24 * 3 + 4) * 3, 16 * 3 + 16 + 34)
