@@ -318,7 +318,7 @@ def score(
     model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder, lpips: Callable | None
 ) -> dict:
     """Measure what the flags ask for, and write it into the run folder."""
-    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by")
+    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "noise")
     about = {flag: getattr(config, flag) for flag in flags} | {"release_mode": config.release}
     about |= {"split": "test", "checkpoint": str(config.ckpt)}
     return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)

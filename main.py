@@ -67,6 +67,8 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
+    noise = "standard deviation of Gaussian noise on the past frames, of [0, 1]; never on the future"
+    add("--noise", type=number(float, -1, 0), default=0.0, metavar="SIGMA", help=noise)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
     clip_flags(add)
 

@@ -15,11 +15,12 @@ from .weights import as_checkpoint
 DATA_FLAGS = (
     "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
     "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
-    "val_digits",
+    "val_digits", "noise",
 )  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
 FIXED_FLAGS = (
     "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
+    "noise",
 )  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
