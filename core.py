@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -186,7 +187,7 @@ def train_epochs(
         shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
             with gathered(forward):
-                scores, shown = validate(run.model, criterion, loaders["val"], machine)
+                scores, shown = validate(run.model, criterion, loaders["val"], machine, run.lr_squares)
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
@@ -233,6 +234,7 @@ def train_one_epoch(
         if guard.passes(pace.step, loss, norm, batch):
             optimizer.step()
         run.lr = scheduler.get_last_lr()[0]  # of this step
+        run.lr_squares += run.lr**2
         scheduler.step()  # one-cycle: every step, not every epoch
         total += guard.loss
         pace.show(len(batch[0]), loss, run.lr)
@@ -245,11 +247,11 @@ def train_one_epoch(
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, criterion: nn.Module, loader: DataLoader, machine: Machine
+    model: nn.Module, criterion: nn.Module, loader: DataLoader, machine: Machine, lr_squares: float = math.nan
 ) -> tuple[dict, tuple[Tensor, Tensor, Tensor] | None]:
     """One pass over the validation set: ({"val_loss", "val_mse", …}, a sequence: past, future, predicted).
 
-    Each of many processes computes its share; the numbers are of the whole.
+    lr_squares: as of filter_report. Each of many processes computes its share; the numbers are of the whole.
     """
     model.eval()
     world = machine.world
@@ -266,7 +268,7 @@ def validate(
     total, count = world.sum(torch.stack([total, torch.tensor(count, dtype=total.dtype)])).tolist()
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
-    return record | {"filter": filter_report(model, notes)}, shown
+    return record | {"filter": filter_report(model, notes, lr_squares)}, shown
 
 
 # Using a checkpoint -------------------------------------------------------------------------------------------------
@@ -339,11 +341,14 @@ def explain(config: Config, state: Mapping) -> None:
     model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
-    predicted = {}
+    with filter_statistics(model) as notes, machine.autocast():
+        model(past)
+    stages, predicted = filter_report(model, notes, state.get("lr_squares", math.nan)), {}
     for mode in FILTER_MODES:
         with filters_as(model, mode), machine.autocast():
             predicted[mode] = model(past).float()
-    recorder.log(draw_filters(spectra(model, past), past, future, predicted, recorder, config.stage, config.block))
+    found = spectra(model, past)
+    recorder.log(draw_filters(found, stages, past, future, predicted, recorder, config.stage, config.block))
 
 
 def export(config: Config, state: Mapping) -> None:

@@ -37,7 +37,7 @@ WIDE = DEEP + " --groups 1"  # and twice as wide
 
 STUDIES = {
     "screen": Study(
-        "A small model of its peers' multiply-adds, first look: one seed, a quarter of the budget, chosen on validation",
+        "A small model of its peers' multiply-adds, a first look: one seed, a quarter of the budget",
         DIGITS + "5",
         [
             Variant("now"),

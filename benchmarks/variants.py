@@ -31,7 +31,6 @@ from TemporalModule.temporal import DFDB, Branch
 from TemporalModule.watch import mirrored
 from WFL import WeightedFrequencyLoss
 
-
 # The model -----------------------------------------------------------------------------------------------------------
 
 
