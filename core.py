@@ -21,6 +21,7 @@ from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
 from API.evaluation.explain import draw_filters
+from API.evaluation.loggers import Loggers
 from API.evaluation.lpips import find_lpips
 from API.evaluation.metrics import Scores
 from API.evaluation.summary import cost_table, costs
@@ -134,13 +135,13 @@ def train(config: Config, state: Mapping | None = None) -> None:
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
         recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-        with figures.Board(recorder.folder, run.epoch, machine.world.main) as board:
+        with Loggers(config.logger if machine.world.main else (), recorder.folder, run.epoch, vars(config)) as loggers:
             with run.save_in(recorder.checkpoints):
-                train_epochs(forward, loaders, run, config, machine, recorder, board)
+                train_epochs(forward, loaders, run, config, machine, recorder, loggers)
             config.ckpt = best
             model = trained(config, load_checkpoint(best), machine)
             tested = score(model, loaders["test"], config, machine, recorder, lpips)
-            board.results(vars(config), tested)
+            loggers.results(tested)
         if machine.world.main:
             figures.training_curves(recorder.history(), recorder.figures / "training.png")
 
@@ -172,7 +173,7 @@ def train_epochs(
     config: Config,
     machine: Machine,
     recorder: Recorder,
-    board: figures.Board,
+    loggers: Loggers,
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
@@ -191,7 +192,7 @@ def train_epochs(
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
-        board.epoch(epoch, record, shown)
+        loggers.epoch(epoch, record, shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
 

@@ -121,6 +121,8 @@ def training_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume", nargs="?", const="yes", choices=("yes", "auto"), help=resume)
     add("--save_every", type=steps_or_minutes, metavar="N", help="save within epochs: every N steps, or Nm minutes")
     add("--overwrite", action=SWITCH, default=False, help="start the run ex_name anew; the old one is lost")
+    logger = "what shows the run, beside metrics.jsonl; several at once"
+    add("--logger", nargs="+", choices=("tensorboard", "wandb", "none"), default=["tensorboard"], help=logger)
     add("--log_step", type=WHOLE, metavar="N", help="epochs between validations, each with a checkpoint")
 
     about = "torchrun --nproc_per_node N main.py …; --batch_size is of all"

@@ -67,8 +67,8 @@ def filter_report(
 ) -> list[dict[str, float]]:
     """Per temporal stage, from filter_statistics: the fractions of high bins ("removed") and of all energy
     ("energy_removed") that are removed, and how far the thresholds have moved: on average in absolute terms
-    ("threshold_moved"), signed ("threshold_drift"), and as a multiple of what noise moves ("threshold_moved_over_noise",
-    where lr_squares is known, the sum of the squared learning rates of all steps)."""
+    ("threshold_moved"), signed ("threshold_drift"), and as a multiple of noise's movement
+    ("threshold_moved_over_noise", where lr_squares is known, the sum of the squared learning rates of all steps)."""
     walk = NOISE_WALK * math.sqrt(lr_squares)
     stages: dict[int, list[Tensor]] = {}
     for name, module in filters_of(model).items():

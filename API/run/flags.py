@@ -26,7 +26,8 @@ FIXED_FLAGS = (
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
-    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "plain", "shard", "compress_gradients",
+    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "logger", "plain", "shard",
+    "compress_gradients",
 )  # fmt: skip
 
 
@@ -43,6 +44,8 @@ def take_up(mode: str, defaults: Mapping, given: Mapping) -> tuple[Config, Mappi
             raise UserError(f"{mode} needs --{flag} {what}")
     if mode == "compare" and not given.get("runs"):
         raise UserError("compare needs at least one RUN, such as results/digits")
+    if "none" in given.get("logger", ()) and len(given["logger"]) > 1:
+        raise UserError(f"--logger {' '.join(given['logger'])}: none goes with no other")
     checkpoint, state, given = given.get("ckpt"), None, dict(given)
     if mode == "train":
         if starts():  # by torchrun, after a process was lost
