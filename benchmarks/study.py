@@ -111,8 +111,8 @@ def cost_of(run: Run) -> dict[str, int]:
 class Pool:
     """Runs side by side: one a GPU, or so many single-threaded ones on the CPU. Stops them all when asked to stop."""
 
-    def __init__(self, workers: int, logs: Path) -> None:
-        self.logs, self.stopped, self.failed = logs, False, []
+    def __init__(self, workers: int, logs: Path, data_root: str) -> None:
+        self.logs, self.data_root, self.stopped, self.failed = logs, ["--data_root", data_root], False, []
         gpus = torch.cuda.device_count()
         self.free = [["--gpu", str(k)] for k in range(gpus)] or [["--device", "cpu"] for _ in range(workers)]
         self.running: dict[subprocess.Popen, tuple[Run, list[str]]] = {}
@@ -128,10 +128,10 @@ class Pool:
 
     def start(self, run: Run, runs: Path) -> None:
         """Train run in its own process, as soon as there is a place."""
-        place = self.free.pop()
+        place = self.free.pop() + self.data_root
         flags = [*run.epochs_in_box(runs, lambda command: self.launch([*command, *place], run.name).wait()), *place]
         print(f"{time.strftime('%H:%M:%S')}  {run.name}  {shlex.join(flags)}", flush=True)
-        self.running[self.launch(run.command(runs, run.name, flags), run.name)] = (run, place)
+        self.running[self.launch(run.command(runs, run.name, flags), run.name)] = (run, place[:2])
 
     def launch(self, command: Sequence[str], name: str) -> subprocess.Popen:
         """Start a process whose output goes to a log."""
@@ -142,7 +142,7 @@ class Pool:
     def wait(self) -> Run:
         """The next run that ends well or not."""
         while True:
-            for process, (run, place) in list(self.running.items()):
+            for process, (run, place[:2]) in list(self.running.items()):
                 if process.poll() is not None:
                     del self.running[process]
                     self.free.append(place)
@@ -152,9 +152,9 @@ class Pool:
             time.sleep(0.5)
 
 
-def train_missing(missing: Sequence[Run], runs: Path, workers: int, done) -> Pool:
+def train_missing(missing: Sequence[Run], args: argparse.Namespace, done) -> Pool:
     """Run what is missing; done(run) after each."""
-    pool, left = Pool(workers, runs / "logs"), list(missing)
+    pool, left, runs = Pool(args.workers, args.runs / "logs", args.data_root), list(missing), args.runs
     while (left and not pool.stopped) or pool.running:
         while left and pool.free and not pool.stopped:
             pool.start(left.pop(0), runs)
@@ -259,7 +259,7 @@ def run_study(name: str, args: argparse.Namespace) -> int:
         for run in missing:
             print(shlex.join(run.command(args.runs, run.name, [])))
         return 0
-    pool = train_missing(missing, args.runs, args.workers, keep) if missing and not args.report else None
+    pool = train_missing(missing, args, keep) if missing and not args.report else None
     if rows:
         print(f"\n{study.question}\n\n{table(study, list(rows.values()))}")
         draw(study, list(rows.values()), path.with_suffix(".png"))
@@ -280,10 +280,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="print the commands that are missing")
     parser.add_argument("--report", action="store_true", help="run nothing: table and figure of what is there")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side on a CPU (%(default)s)")
+    parser.add_argument("--data_root", default="data", help="folder of the data sets (%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("results/study"), help="folder of the runs (%(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
     args = parser.parse_args(argv)
-    if unknown := [name for name in args.studies if name not in STUDIES]:
+    if unknown := [name for name in args.studies if name not in (*STUDIES, "gpu")]:
         parser.error(f"unknown study {unknown[0]}: choose from {', '.join(STUDIES)}")
     if args.list:
         for name, study in STUDIES.items():
@@ -291,7 +292,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {study.question} ({done} of {len(study.variants) * len(study.seeds)} runs)")
             print("".join(f"    {v.name}: {' '.join((*v.changes, v.flags))}\n" for v in study.variants), end="")
         return 0
-    for name in args.studies or [name for name in STUDIES if name != "gpu"]:
+    if args.studies == ["gpu"]:
+        args.studies = [name for name in STUDIES if name.startswith("gpu")]
+    for name in args.studies or [name for name in STUDIES if not name.startswith("gpu")]:
         if code := run_study(name, args):
             return code
     return 0
