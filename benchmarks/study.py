@@ -142,7 +142,7 @@ class Pool:
     def wait(self) -> Run:
         """The next run that ends well or not."""
         while True:
-            for process, (run, place[:2]) in list(self.running.items()):
+            for process, (run, place) in list(self.running.items()):
                 if process.poll() is not None:
                     del self.running[process]
                     self.free.append(place)
