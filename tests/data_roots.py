@@ -114,8 +114,8 @@ def videos(root: Path) -> Path:
 
 
 def arrays(root: Path) -> Path:
-    """Eight sequences of six frames with two channels, from -3 to 7 each."""
-    values = np.random.default_rng(0).uniform(-3, 7, (8, 6, 2, 32, 32)).astype(np.float32)
+    """Eight sequences of eight frames with two channels, from -3 to 7 each."""
+    values = np.random.default_rng(0).uniform(-3, 7, (8, 8, 2, 32, 32)).astype(np.float32)
     values[..., 0, 0], values[..., 0, 1] = -3, 7
     root.mkdir(exist_ok=True)
     np.save(root / "field.npy", values)
