@@ -14,7 +14,7 @@ from API.run.output import keep_printing
 MODES = {
     "train": "train, validate and test a model (the default mode)",
     "test": "score a checkpoint on the test set, beside baselines",
-    "predict": "predict the next frames of your own videos",
+    "predict": "predict the next frames of your own videos or arrays",
     "compare": "tested runs, or anyone's predictions, side by side",
     "explain": "draw what the filters do",
     "export": "write a model as .pt2, .onnx or .safetensors",
@@ -74,7 +74,7 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--cache_dir", metavar="DIR", help="folder for decoded videos (default: .cache in data_root)")
     add("--no_cache", action="store_true", default=False, help="decode videos anew each time they are read; slow")
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
-    resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
+    resize = "cut or distort other aspect ratios (default: video and arrays crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
     noise = "standard deviation of Gaussian noise on the past frames, of [0, 1]; never on the future"
     add("--noise", type=number(float, -1, 0), default=0.0, metavar="SIGMA", help=noise)
@@ -209,7 +209,7 @@ def test_flags(parser: argparse.ArgumentParser) -> None:
 def predict_flags(parser: argparse.ArgumentParser) -> None:
     """What to predict, and where to."""
     add = parser.add_argument_group("predict").add_argument
-    add("--input", metavar="PATH", help="a video, GIF, npy array or folder of images, or a folder of such")
+    add("--input", metavar="PATH", help="a clip or array of any kind that training reads, or a folder of such")
     add("--output", metavar="PATH", help="where to: .mp4 .mov .mkv .gif .npy, or a folder for PNGs")
     add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: as in training)")
     add("--start", type=COUNT, nargs="+", metavar="N", help="first past frames (default: the last window)")

@@ -14,6 +14,8 @@ from API.clips.clip import BadClip
 from API.dataloader import SPLITS
 from API.datasets import arrays
 from API.datasets.report import overlaps, report
+from API.datasets.splits import check_manifest, split_manifest
+from core import load_predictor
 
 SHAPES = dict(in_shape=(2, 1, 8, 8), out_shape=(2, 1, 8, 8), seed=1)
 SERIES = np.random.default_rng(0).normal(280, 9, (60, 8, 8)).astype(np.float32)  # T H W
@@ -50,6 +52,15 @@ def test_sequences_are_split_by_the_seed_and_later_ones_move_no_other(tmp_path):
     np.save(tmp_path / "a.npy", SERIES[:50, None].repeat(6, 1))
     fewer = {split: {part.n for part in data.parts} for split, data in datasets_of(tmp_path, layout="NTHW").items()}
     assert all(fewer[split] == {n for n in one[split] if n < 50} for split in SPLITS)
+
+
+def test_a_sequence_that_was_trained_on_is_not_tested(tmp_path):
+    np.save(tmp_path / "a.npy", SERIES[:, None].repeat(6, 1))
+    before = split_manifest(datasets_of(tmp_path, layout="NTHW"))
+    assert check_manifest(before, split_manifest(datasets_of(tmp_path, layout="NTHW"))) == []
+    now = split_manifest(datasets_of(tmp_path, layout="NTHW", seed=2))
+    with pytest.raises(UserError, match=r"a\.npy\[\d+\].* would be tested, but this run has trained on it"):
+        check_manifest(before, now)
 
 
 def test_three_files_are_split_by_file(tmp_path):
@@ -192,7 +203,7 @@ def test_shapes_and_range_are_found_once_and_known_wherever_the_run_goes_on(run,
 
     np.save("a.npy", np.load("a.npy") * 2)  # another range, which a checkpoint does not take
     capsys.readouterr()
-    run("test --ckpt results/arrays/checkpoints/best.pth --device cpu --ex_name other")
+    run("test --ckpt results/arrays/checkpoints/best.pth --device cpu --ex_name other --save_predictions 1")
     assert "channel 0 goes beyond" in capsys.readouterr().out
     assert json.loads(Path("results/other/test.json").read_text())["value_range"] == kept["value_range"]
     with pytest.raises(UserError, match=r"--value_range \[0.0, 1.0, 0.0, 1.0\]: this run has"):
@@ -202,6 +213,24 @@ def test_shapes_and_range_are_found_once_and_known_wherever_the_run_goes_on(run,
     assert json.loads(Path("results/again/test.json").read_text())["value_range"] == kept["value_range"]
     run("compare results/other results/again --protocol strict physical")
     assert "| physical | MSE | MAE | RMSE |" in Path("results/comparison/comparison.md").read_text()
+
+
+def test_a_checkpoint_predicts_in_the_units_and_axes_of_the_data(run, capsys):
+    flags = "--dataname arrays --data_root a.npy --layout TCHW --in_shape 2 --out_shape 2 --value_range 200 400 0 50000"
+    run(flags, *TINY)
+    run("predict --ckpt results/arrays/checkpoints/best.pth --input a.npy --output next.npy --frames 5 --start 50 "
+        "--device cpu --precision fp32")  # fmt: skip
+    assert "rmse of channel 1" in capsys.readouterr().out
+    written = np.load("next.npy")
+    assert written.shape == (5, 2, 13, 18)
+    assert written.dtype == np.float64
+    future = load_predictor("results/arrays/checkpoints/best.pth", device="cpu", precision="fp32")(
+        np.load("a.npy")[50:52], frames=5
+    )
+    assert np.allclose(written, future, equal_nan=True)
+    middle = future[:, :, 0:12, 1:17]
+    assert np.isfinite(middle).all()
+    assert np.isnan(future).sum() == 5 * 2 * (13 * 18 - 12 * 16)
 
 
 def test_fewer_channels_out_than_in_take_one_pass(run):
