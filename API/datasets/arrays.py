@@ -4,6 +4,7 @@ Three files or more are split by file, as `video` splits clips. Of one or two, t
 there are three or more; else time: the first 8 tenths of each sequence train, the next validates, the last tests.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .. import UserError
 from ..clips.arrays import find_arrays, open_arrays, stamp
 from ..clips.clip import BadClip, Clip
+from ..clips.layout import Sequences
 from ..clips.scale import Scale
 from . import BatchedDataset
 from .splits import distinct, split_by, split_clips
@@ -51,7 +54,7 @@ def reader(options: dict, size: tuple[int, int] | None) -> tuple:
     return (*(options.get(name) for name in READING), size, options.get("resize") or RESIZE)
 
 
-def opened(path: Path, layout: str | None, variable: str | None, fill: str | None, size, resize: str):
+def opened(path: Path, layout: str | None, variable: str | None, fill: str | None, size, resize: str) -> Sequences:
     """The Sequences in a file."""
     return open_arrays(path, variable, layout, fill=fill, size=size, resize=resize)
 
@@ -68,13 +71,14 @@ def survey_of(_: tuple[int, int], path: Path, *how) -> Survey:
     low, high = (np.empty((array.N, array.F, array.C)) for _ in range(2))
     missing = np.zeros((array.N, array.F), int)
     step, left = max(1, BLOCK // (8 * array.C * array.h * array.w)), 0
-    for n in range(array.N):
-        for first in range(0, array.F, step):
-            values = array.raw(n, first, min(first + step, array.F))
-            frames = slice(first, first + len(values))
-            missing[n, frames] = np.isnan(values).sum((1, 2, 3))
-            left += array.fill_gaps(values, n, first)
-            low[n, frames], high[n, frames] = (f(values, (2, 3)) for f in (np.min, np.max))
+    blocks = [(n, first) for n in range(array.N) for first in range(0, array.F, step)]
+    quiet = not sys.stderr.isatty()
+    for n, first in tqdm(blocks, desc=f"reading {path.name}", unit="block", leave=False, disable=quiet, delay=1):
+        values = array.raw(n, first, min(first + step, array.F))
+        frames = slice(first, first + len(values))
+        missing[n, frames] = np.isnan(values).sum((1, 2, 3))
+        left += array.fill_gaps(values, n, first)
+        low[n, frames], high[n, frames] = (f(values, (2, 3)) for f in (np.min, np.max))
     if left:
         share = f"{left:,} of {array.N * array.F * array.C * values[0, 0].size:,} values are missing"
         raise BadClip(f"{array.where}: {share} (NaN, infinity or _FillValue); {array.help()}")
@@ -163,6 +167,16 @@ def usable(data_root: str | Path, how: tuple, length: int, C: int, skip_bad: boo
     return good, left_out
 
 
+def first_array(clips: Sequence[Clip], how: tuple, skip_bad: bool) -> Sequences:
+    """The first file's sequences; with skip_bad, those of the first that can be read. Raises BadClip where none can."""
+    for left, clip in zip(reversed(range(len(clips))), clips):
+        try:
+            return opened(clip.path, *how)
+        except BadClip:
+            if not (skip_bad and left):
+                raise
+
+
 def range_of(parts: Sequence[Part], how: tuple) -> list[float]:
     """LOW HIGH of each channel in turn, over all frames of the parts. Raises UserError for a constant channel."""
     low, high = [], []
@@ -185,7 +199,7 @@ def settle(*, data_root, in_shape, out_shape, seed, multiple: int = 1, **options
     """
     in_shape, out_shape = list(in_shape), list(out_shape)
     if len(in_shape) == 1:
-        first = opened(find_arrays(Path(data_root))[0].path, *reader(options, None))
+        first = first_array(find_arrays(Path(data_root)), reader(options, None), options.get("skip_bad", False))
         in_shape += [first.C, first.h // multiple * multiple, first.w // multiple * multiple]
     if len(in_shape) == 4 and len(out_shape) == 1:
         out_shape += [len(options.get("target_channels") or range(in_shape[1])), *in_shape[2:]]

@@ -251,3 +251,14 @@ def test_mistakes_are_a_line(run, flags, message):
     with pytest.raises(UserError, match=message) as error:
         run(flags, *TINY)
     assert "\n" not in str(error.value)
+
+
+def test_shapes_are_those_of_the_first_file_that_can_be_read(tmp_path):
+    (tmp_path / "0.npy").write_text("hello")
+    for k in (1, 2, 3):
+        np.save(tmp_path / f"{k}.npy", SERIES + k)
+    flags = dict(data_root=tmp_path, in_shape=[2], out_shape=[3], seed=1, multiple=3)
+    with pytest.raises(BadClip, match=r"0\.npy"):
+        arrays.settle(**flags)
+    settled = arrays.settle(**flags, skip_bad=True)
+    assert (settled["in_shape"], settled["out_shape"]) == ([2, 1, 6, 6], [3, 1, 6, 6])
