@@ -129,7 +129,7 @@ class Sequences:
 
     def help(self) -> str:
         """What to do about missing values."""
-        return f"--fill_missing fills them with a NUMBER, or the {PREVIOUS} frame's"
+        return f"--fill_missing NUMBER, or {PREVIOUS}, fills them"
 
     def resized(self, values: np.ndarray) -> np.ndarray:
         """(T, C, h, w) -> (T, C, H, W): areas averaged to shrink, bilinear to enlarge."""

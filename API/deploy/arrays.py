@@ -168,5 +168,5 @@ def pictures(past: Tensor, truth: Tensor | None, predicted: Tensor, scale: Scale
     images = shown(predicted)
     if request.side_by_side:
         images = beside(shown(past), shown(truth), np.stack(images), captioned=True)
-    legend = bars(scale, images[0].shape[1], errors=False)
+    legend = bars(scale, images[0].shape[1])
     return np.stack([np.concatenate([image, legend]) for image in images])

@@ -21,10 +21,9 @@ def as_image(frame: np.ndarray, scale: Scale | None = None) -> np.ndarray:
     return (frame.transpose(1, 2, 0) * 255).round().astype(np.uint8)
 
 
-def as_error(error: np.ndarray, scale: Scale | None = None) -> np.ndarray:
-    """(C, H, W) difference -> (H, W, 3) uint8, dark blue for none to yellow for one. With a scale, of the first
-    channel."""
-    return coloured(np.abs(error[:1] if scale else error).mean(0).clip(0, 1), ERRORS)
+def as_error(error: np.ndarray, largest: float = 1.0) -> np.ndarray:
+    """(C, H, W) difference -> (H, W, 3) uint8, dark blue for none to yellow for `largest`."""
+    return coloured((np.abs(error).mean(0) / largest).clip(0, 1), ERRORS)
 
 
 def coloured(values: np.ndarray, name: str) -> np.ndarray:
@@ -39,13 +38,15 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def bars(scale: Scale | None, width: int, errors: bool = True) -> np.ndarray:
-    """What the colours of values, and of errors, stand for: (BAR, width, 3) uint8; (0, width, 3) without a scale."""
+def bars(scale: Scale | None, width: int, largest: float = 0.0) -> np.ndarray:
+    """What the colours of values stand for, and those of errors up to `largest`, of [0, 1], unless that is 0:
+    (BAR, width, 3) uint8; (0, width, 3) without a scale."""
     picture = Image.new("RGB", (width, BAR if scale else 0), "white")
     if scale is None:
         return np.asarray(picture)
     low, high = scale.pairs[scale.targets[0]]
-    kinds = [(VALUES, low, high, scale.label()), (ERRORS, 0.0, high - low, "|error|")][: 1 + errors]
+    kinds = [(VALUES, low, high, scale.label()), (ERRORS, 0.0, largest * (high - low), "|error|")]
+    kinds = kinds if largest else kinds[:1]
     each = min(width // len(kinds), 400)
     for k, (name, first, last, label) in enumerate(kinds):
         left, right = k * each + 4, (k + 1) * each - 8

@@ -22,21 +22,27 @@ SIDE, LARGEST = 128, 320  # pixels: frames in strips are enlarged up to the one,
 
 @dataclass
 class Row:
-    """Of a picture: a label, images (H, W, 3) uint8 or None for a gap, and the number of the first one's frame."""
+    """Of a picture: a label, images (H, W, 3) uint8 or None for a gap, the number of the first one's frame, and the
+    largest error, on [0, 1], that colours of errors tell apart."""
 
     label: str
     images: Sequence[np.ndarray | None]
     first: int = 1
+    largest: float = 0.0
 
 
 def rows_of(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, scale: Scale | None = None) -> list[Row]:
-    """(T, C, H, W) each -> the four rows of a strip."""
-    past = scale.known(past) if scale else past
+    """(T, C, H, W) each -> the four rows of a strip. With a scale, errors are of the channel that is shown, and their
+    colours reach up to the largest of them."""
+    errors, largest = predicted - future, 1.0
+    if scale:
+        past, errors = scale.known(past), errors[:, :1]
+        largest = float(np.abs(errors).max()) or 1.0
     return [
         Row("past", [as_image(frame, scale) for frame in past], 1 - len(past)),
         Row("truth", [as_image(frame, scale) for frame in future]),
         Row("prediction", [as_image(frame, scale) for frame in predicted]),
-        Row("|error|", [as_error(p - f, scale) for p, f in zip(predicted, future)]),
+        Row("|error|", [as_error(error, largest) for error in errors], largest=largest),
     ]
 
 
@@ -65,7 +71,7 @@ def tiles(rows: Sequence[Row], title: str = "", scale: Scale | None = None) -> I
     columns = max(len(row.images) for row in rows)
     width = max(left + columns * (w + gap), round(large.getlength(title)) + 2 * gap)
     height = gap + (line + gap) * bool(title) + sum(max(h, 36 if "\n" in row.label else line) + gap for row in rows)
-    legend = bars(scale, width, errors=any(row.label == "|error|" for row in rows))
+    legend = bars(scale, width, max(row.largest for row in rows))
     picture = Image.new("RGB", (width, height + line * sum(numbered) + len(legend)), "white")
     draw, top = ImageDraw.Draw(picture), gap
     if title:
@@ -128,9 +134,10 @@ def gif(
     H, W = past.shape[-2:]
     enlarge = max(1, min(enlarge, 512 // max(H, W)) if max(H, W) > 170 else enlarge)
     h, w, blank = H * enlarge, W * enlarge, np.full((H, W, 3), 32, np.uint8)
-    shown, truth, prediction, error = (row.images for row in rows_of(past, future, predicted, scale))
+    *_, errors = rows = rows_of(past, future, predicted, scale)
+    shown, truth, prediction, error = (row.images for row in rows)
     frames = [*((image, image, blank) for image in shown), *zip(truth, prediction, error)]
-    legend, pictures = Image.fromarray(bars(scale, (w + 4) * 3)), []
+    legend, pictures = Image.fromarray(bars(scale, (w + 4) * 3, errors.largest)), []
     for place, images in enumerate(frames, 1 - len(past)):
         picture = Image.new("RGB", ((w + 4) * 3, h + 16 + legend.height), "white")
         picture.paste(legend, (0, h + 16))

@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from API.clips.scale import Scale
@@ -136,8 +137,6 @@ def test_curves_are_drawn_from_the_records(tmp_path):
 
 
 def test_a_scale_shows_one_channel_in_colours_that_rise_with_it():
-    from matplotlib import colormaps
-
     scale = Scale([0, 1], 2)
     frame = np.stack([np.array([[0.0, 0.5, 1.0, 1.7, -0.3]]), np.full((1, 5), 0.9)])
     expected = [colormaps["viridis"](float(v), bytes=True)[:3] for v in (0.0, 0.5, 1.0, 1.0, 0.0)]
@@ -152,10 +151,15 @@ def test_bars_say_which_values_the_colours_stand_for(tmp_path, monkeypatch):
     )
     rng = np.random.default_rng(0)
     past, future = rng.random((4, 3, 16, 24)), rng.random((6, 1, 16, 24))
+    predicted = future.copy()
+    predicted[3, 0, 5, 5] += 0.1
     scale = Scale([0, 1, 200.5, 310, 0, 1], 3, [1], "t2m (K)")
-    figures.strip(past, future, future, tmp_path / "a.png", "title", scale)
-    assert {"200.5", "310", "t2m (K), channel 1", "0", "109.5", "|error|"} <= set(drawn)
-    figures.gif(past, future, future, tmp_path / "a.gif", scale=scale)
+    figures.strip(past, future, predicted, tmp_path / "a.png", "title", scale)
+    assert {"200.5", "310", "t2m (K), channel 1", "0", "10.95", "|error|"} <= set(drawn)
+    error = figures.rows_of(past, future, predicted, scale)[3].images[3].astype(int)
+    assert error[5, 5].tolist() == pytest.approx(colormaps["cividis"](1.0, bytes=True)[:3], abs=1)
+    assert error[0, 0].tolist() == pytest.approx(colormaps["cividis"](0.0, bytes=True)[:3], abs=1)
+    figures.gif(past, future, predicted, tmp_path / "a.gif", scale=scale)
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 10
         assert animation.size == ((24 * 3 + 4) * 3, 16 * 3 + 16 + 34)
