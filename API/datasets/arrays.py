@@ -119,13 +119,13 @@ class ArrayWindows(BatchedDataset):
 
 def split_parts(clips: Sequence[Clip], how: tuple, length: int, seed: int) -> dict[str, list[Part]]:
     """The parts of each split. Raises UserError where a split would be too short for a window of so many frames."""
-    arrays = {clip: opened(clip.path, *how) for clip in clips}
-    if len(clips) >= 3:
-        chosen = split_clips(clips, seed)
-        return {split: [Part(c, n, 0, arrays[c].F) for c in some for n in range(arrays[c].N)]
-                for split, some in chosen.items()}  # fmt: skip
     parts = {"train": [], "val": [], "test": []}
-    for clip, array in arrays.items():
+    for split, some in split_clips(clips, seed).items() if len(clips) >= 3 else ():
+        for clip in some:
+            array = opened(clip.path, *how)
+            parts[split] += [Part(clip, n, 0, array.F) for n in range(array.N)]
+    for clip in clips if len(clips) < 3 else ():
+        array = opened(clip.path, *how)
         if array.N >= 3:
             for split, some in split_by({n: f"{seed} {n}" for n in range(array.N)}).items():
                 parts[split] += [Part(part_of(clip, f"{n}"), n, 0, array.F) for n in some]

@@ -1,6 +1,7 @@
 """The user's own arrays."""
 
 import json
+import resource
 from pathlib import Path
 
 import h5py
@@ -73,6 +74,18 @@ def test_three_files_are_split_by_file(tmp_path):
     assert all("copy.npy: a copy of 0.npy" in data.skipped[0] for data in datasets.values())
     assert all("share nothing" in line for line in overlaps(datasets))
     assert "clips of" in report("arrays", datasets)
+
+
+def test_more_files_than_a_process_may_open_are_read(tmp_path):
+    for k in range(150):
+        np.save(tmp_path / f"{k}.npy", SERIES[:4] + k)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+    try:
+        datasets = datasets_of(tmp_path)
+        assert sum(len(list(DataLoader(data, batch_size=None))) for data in datasets.values()) == 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_series_too_short_for_three_splits_is_refused(tmp_path):
