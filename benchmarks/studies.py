@@ -33,7 +33,7 @@ PEERS = (Variant("SimVP-gSTA", "--lr 5e-3", ["gsta", "mse"]), Variant("TAU", "--
 DIGITS = "--dataname digits --precision fp32 --epochs "
 DEEP = "--layer_config 0 0 0 4"  # all DFDBs at the deepest level, as the peers have theirs
 WIDE = DEEP + " --groups 1"  # and twice as wide
-SMALL = WIDE + " --segments 5 10 --hid_S 8 --batch_size 4 --lr 5e-3"
+SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
 
 FILTERS = (
     Variant("learned"),
