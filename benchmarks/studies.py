@@ -91,7 +91,12 @@ STUDIES = {
     "small": Study(
         "Does the chosen small model beat its peers, at equal multiply-adds and equal sequences?",
         DIGITS + "20",
-        [Variant("the preset before", "--layer_config 1 1 1 1"), *PEERS],
+        [
+            *PEERS,
+            Variant("deep 4 wide, lr 5e-3", WIDE + " --lr 5e-3"),
+            Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
+            Variant("before", "--layer_config 1 1 1 1 --groups 2 --lr 1e-2"),
+        ],
     ),
     "mnist": Study(
         "The same on real Moving MNIST, for 60,000 sequences",
