@@ -33,6 +33,7 @@ PEERS = (Variant("SimVP-gSTA", "--lr 5e-3", ["gsta", "mse"]), Variant("TAU", "--
 DIGITS = "--dataname digits --precision fp32 --epochs "
 DEEP = "--layer_config 0 0 0 4"  # all DFDBs at the deepest level, as the peers have theirs
 WIDE = DEEP + " --groups 1"  # and twice as wide
+SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
 
 FILTERS = (
     Variant("learned"),
@@ -90,7 +91,22 @@ STUDIES = {
     "small": Study(
         "Does the chosen small model beat its peers, at equal multiply-adds and equal sequences?",
         DIGITS + "20",
-        [Variant("the preset before", "--layer_config 1 1 1 1"), *PEERS],
+        [
+            *PEERS,
+            Variant("deep 4 wide, lr 5e-3", WIDE + " --lr 5e-3"),
+            Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
+            Variant("before", "--layer_config 1 1 1 1 --groups 2 --lr 1e-2"),
+        ],
+    ),
+    "mnist": Study(
+        "The same on real Moving MNIST, for 60,000 sequences",
+        "--dataname mmnist --epochs 60 --epoch_size 1000 --log_step 5 --num_workers 1",
+        [
+            Variant("DFDNet", SMALL),
+            Variant("SimVP-gSTA", "--batch_size 4 --lr 5e-3", ["gsta", "mse"]),
+            Variant("TAU", "--batch_size 4 --lr 5e-3", ["tau", "tau_loss"]),
+        ],
+        seeds=(1,),
     ),
     "filter": filters(0),
     "filter_noise_0.1": filters(0.1),
