@@ -19,7 +19,7 @@ from ..evaluation.colours import as_image, bars
 from ..evaluation.metrics import Scores
 from ..machine.device import Machine
 from .outputs import Outputs
-from .predict import Predictor, Request, beside
+from .predict import Predictor, Request, beside, one_by_one, outputs_of
 
 RATE, WIDTH = 5.0, 256  # of pictures: frames a second, and how wide small ones are enlarged to
 
@@ -107,21 +107,10 @@ def predict_arrays(request: Request, predictor: ArrayPredictor) -> Iterator[str]
     """As predict_clips, of files of arrays: every prediction is an npy file with the axes of the input, or pictures of
     the first predicted channel of the first sequence."""
     clips = find_arrays(Path(request.input), "--input")
-    several = len(clips) > 1 or len(request.start or ()) > 1 or request.every is not None
-    outputs, left_out = Outputs(Path(request.output), several, Path(request.input), clips), 0
+    outputs = outputs_of(request, clips)
     if request.side_by_side and Path(request.output).suffix.lower() == ".npy":
         raise UserError("--side_by_side: shows pictures; leave it out, or name an --output of pictures")
-    for clip in clips:
-        try:
-            yield from predict_file(clip, request, predictor, outputs)
-        except BadClip as error:
-            if len(clips) == 1:
-                raise
-            left_out += 1
-            yield f"left out: {error}"
-    if left_out == len(clips) or (left_out and not request.skip_bad):
-        without = "" if left_out == len(clips) else "; with --skip_bad that is no error"
-        raise UserError(f"--input {request.input}: {left_out} of {len(clips)} files were left out, see above{without}")
+    yield from one_by_one(clips, request, lambda clip: predict_file(clip, request, predictor, outputs))
 
 
 def predict_file(clip: Clip, request: Request, predictor: ArrayPredictor, outputs: Outputs) -> Iterator[str]:

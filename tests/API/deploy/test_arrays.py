@@ -75,7 +75,7 @@ def test_windows_and_files_get_an_output_each_and_bad_files_are_named(tmp_path):
     assert names == ["a_00000.npy", "a_00004.npy", "b_00000.npy", "b_00004.npy"]
     assert "left out: " in told
     assert "short.npy: has 3 frames, a prediction takes 4" in told
-    with pytest.raises(UserError, match="1 of 3 files were left out, see above; with --skip_bad"):
+    with pytest.raises(UserError, match="1 of 3 clips were left out, see above; with --skip_bad"):
         run(Request(tmp_path / "in", tmp_path / "again.npy"))
 
 
