@@ -1,8 +1,8 @@
 """A hub of models on loopback, in a thread: the few calls of its API that huggingface_hub makes to fetch and to upload.
 
-    with Hub() as hub:
-        hub.repos["me/model"] = {"main": {"config.json": b"{}"}}
-        subprocess.run(…, env=hub.environment(tmp_path))
+with Hub() as hub:
+    hub.repos["me/model"] = {"main": {"config.json": b"{}"}}
+    subprocess.run(…, env=hub.environment(tmp_path))
 """
 
 import base64
@@ -40,8 +40,8 @@ class Hub:
         """For a process that takes this for the hub, with an empty cache in home and no token."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         own = {"HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}", "HF_HOME": str(home / "hf")}
-        no_proxy = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        return clean | no_proxy | own | {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | more
+        own |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        return clean | own | more
 
 
 def commit_of(files: dict[str, bytes]) -> str:

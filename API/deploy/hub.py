@@ -1,8 +1,8 @@
 """Models on the Hugging Face hub, or a server that speaks its API: hf://owner/name[@revision].
 
-A repository, like the folder that `export` writes, holds model.safetensors, config.json (the flags, the model's arguments
-among them) and README.md, see card.py. huggingface_hub keeps what it fetches in its cache and reads HF_TOKEN, HF_ENDPOINT,
-HF_HUB_OFFLINE and the like from the environment.
+A repository, like the folder that `export` writes, holds model.safetensors, config.json (the flags, the model's
+arguments among them) and README.md, see card.py. huggingface_hub keeps what it fetches in its cache, and reads
+HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the like from the environment.
 """
 
 import re
@@ -42,7 +42,7 @@ def is_hub(name: str | Path) -> bool:
 
 
 def repository(name: str) -> tuple[str, str | None]:
-    """"hf://owner/name@v1" -> ("owner/name", "v1"); without a revision None. Raises UserError for another form."""
+    """ "hf://owner/name@v1" -> ("owner/name", "v1"); without a revision None. Raises UserError for another form."""
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@(.+))?", name)
     if not match:
         raise UserError(f"{name}: write hf://owner/name or hf://owner/name@revision")
