@@ -57,8 +57,6 @@ def local(checkpoint: str | Path) -> Path:
     if not is_hub(checkpoint):
         return Path(checkpoint)
     repo, revision = repository(checkpoint)
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     with asking(checkpoint):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[WEIGHTS, FLAGS, CARD]))
 
@@ -84,7 +82,9 @@ def upload(folder: Path, name: str) -> str:
 
 @contextmanager
 def asking(name: str) -> Iterator[None]:
-    """Within, what the hub or the way to it refuses is a UserError that starts with name."""
+    """Within, what the hub or the way to it refuses is a UserError that starts with name. No bars in log files."""
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         yield
     except (HTTPError, OSError, ValueError) as error:
