@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +21,7 @@ from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
 from API.evaluation.explain import draw_filters
+from API.evaluation.loggers import Loggers
 from API.evaluation.lpips import find_lpips
 from API.evaluation.metrics import Scores
 from API.evaluation.summary import cost_table, costs
@@ -145,13 +147,13 @@ def train(config: Config, state: Mapping | None = None) -> None:
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
         recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-        with figures.Board(recorder.folder, run.epoch, machine.world.main) as board:
+        with Loggers(config.logger if machine.world.main else (), recorder.folder, run.epoch, vars(config)) as loggers:
             with run.save_in(recorder.checkpoints):
-                train_epochs(forward, loaders, run, config, machine, recorder, board)
+                train_epochs(forward, loaders, run, config, machine, recorder, loggers)
             config.ckpt = best
             model = trained(config, load_checkpoint(best), machine)
             tested = score(model, loaders["test"], config, machine, recorder, lpips)
-            board.results(vars(config), tested)
+            loggers.results(tested)
         if machine.world.main:
             figures.training_curves(recorder.history(), recorder.figures / "training.png")
 
@@ -183,7 +185,7 @@ def train_epochs(
     config: Config,
     machine: Machine,
     recorder: Recorder,
-    board: figures.Board,
+    loggers: Loggers,
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
@@ -198,11 +200,11 @@ def train_epochs(
         shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
             with gathered(forward):
-                scores, shown = validate(run.model, criterion, loaders["val"], machine)
+                scores, shown = validate(run.model, criterion, loaders["val"], machine, run.lr_squares)
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
-        board.epoch(epoch, record, shown)
+        loggers.epoch(epoch, record, shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
 
@@ -245,6 +247,7 @@ def train_one_epoch(
         if guard.passes(pace.step, loss, norm, batch):
             optimizer.step()
         run.lr = scheduler.get_last_lr()[0]  # of this step
+        run.lr_squares += run.lr**2
         scheduler.step()  # one-cycle: every step, not every epoch
         total += guard.loss
         pace.show(len(batch[0]), loss, run.lr)
@@ -257,11 +260,11 @@ def train_one_epoch(
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, criterion: nn.Module, loader: DataLoader, machine: Machine
+    model: nn.Module, criterion: nn.Module, loader: DataLoader, machine: Machine, lr_squares: float = math.nan
 ) -> tuple[dict, tuple[Tensor, Tensor, Tensor] | None]:
     """One pass over the validation set: ({"val_loss", "val_mse", …}, a sequence: past, future, predicted).
 
-    Each of many processes computes its share; the numbers are of the whole.
+    lr_squares: as of filter_report. Each of many processes computes its share; the numbers are of the whole.
     """
     model.eval()
     world = machine.world
@@ -278,7 +281,7 @@ def validate(
     total, count = world.sum(torch.stack([total, torch.tensor(count, dtype=total.dtype)])).tolist()
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
-    return record | {"filter": filter_report(model, notes)}, shown
+    return record | {"filter": filter_report(model, notes, lr_squares)}, shown
 
 
 # Using a checkpoint -------------------------------------------------------------------------------------------------
@@ -330,7 +333,7 @@ def score(
     model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder, lpips: Callable | None
 ) -> dict:
     """Measure what the flags ask for, and write it into the run folder."""
-    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by")
+    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "noise")
     about = {flag: getattr(config, flag) for flag in flags} | {"release_mode": config.release}
     about |= {"split": "test", "checkpoint": str(config.ckpt)}
     return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
@@ -351,11 +354,14 @@ def explain(config: Config, state: Mapping) -> None:
     model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
-    predicted = {}
+    with filter_statistics(model) as notes, machine.autocast():
+        model(past)
+    stages, predicted = filter_report(model, notes, state.get("lr_squares", math.nan)), {}
     for mode in FILTER_MODES:
         with filters_as(model, mode), machine.autocast():
             predicted[mode] = model(past).float()
-    recorder.log(draw_filters(spectra(model, past), past, future, predicted, recorder, config.stage, config.block))
+    found = spectra(model, past)
+    recorder.log(draw_filters(found, stages, past, future, predicted, recorder, config.stage, config.block))
 
 
 def export(config: Config, state: Mapping) -> None:

@@ -67,6 +67,8 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
+    noise = "standard deviation of Gaussian noise on the past frames, of [0, 1]; never on the future"
+    add("--noise", type=number(float, -1, 0), default=0.0, metavar="SIGMA", help=noise)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
     clip_flags(add)
 
@@ -123,6 +125,8 @@ def training_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume", nargs="?", const="yes", choices=("yes", "auto"), help=resume)
     add("--save_every", type=steps_or_minutes, metavar="N", help="save within epochs: every N steps, or Nm minutes")
     add("--overwrite", action=SWITCH, default=False, help="start the run ex_name anew; the old one is lost")
+    logger = "what shows the run, beside metrics.jsonl; several at once"
+    add("--logger", nargs="+", choices=("tensorboard", "wandb", "none"), default=["tensorboard"], help=logger)
     add("--log_step", type=WHOLE, metavar="N", help="epochs between validations, each with a checkpoint")
 
     about = "torchrun --nproc_per_node N main.py …; --batch_size is of all"

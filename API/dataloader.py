@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from . import UserError
+from .datasets.noise import NoisyPast
 from .machine.device import Machine
 from .machine.distributed import World
 from .presets import PRESETS
@@ -163,10 +164,12 @@ def load_data(
     pin_memory: bool = False,
     world: World | None = None,
     splits: Sequence[str] = SPLITS,
+    noise: float = 0.0,
     **options,
 ) -> dict[str, DataLoader]:
     """Loaders of the asked splits of data set `name`, by split; batches are (B, T, C, H, W), (B, T_out, C_out, H, W).
 
+    noise: standard deviation of Gaussian noise on past frames, see datasets/noise.py.
     options: see OPTIONS of the data set; those that are None or False are as good as not given.
     Raises: UserError, one line that names the flag or file and says what to do.
     """
@@ -182,6 +185,8 @@ def load_data(
             split, data_root=data_root, in_shape=tuple(in_shape), out_shape=tuple(out_shape), seed=seed, **options
         )
         train = split == "train"
+        if noise:
+            data = NoisyPast(data, noise, seed if train else 0)
         if world is not None and world.size > 1 and len(data) < (batch_size if train else world.size):
             raise UserError(
                 f"--dataname {name}: {len(data)} sequences in {split} are too few for {world.size} processes"

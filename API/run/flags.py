@@ -15,17 +15,19 @@ from .weights import as_checkpoint
 DATA_FLAGS = (
     "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
     "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
-    "val_digits",
+    "val_digits", "noise",
 )  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
 FIXED_FLAGS = (
     "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
+    "noise",
 )  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
-    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "plain", "shard", "compress_gradients",
+    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "logger", "plain", "shard",
+    "compress_gradients",
 )  # fmt: skip
 
 
@@ -44,6 +46,8 @@ def take_up(
             raise UserError(f"{mode} needs --{flag} {what}")
     if mode == "compare" and not given.get("runs"):
         raise UserError("compare needs at least one RUN, such as results/digits")
+    if "none" in given.get("logger", ()) and len(given["logger"]) > 1:
+        raise UserError(f"--logger {' '.join(given['logger'])}: none goes with no other")
     checkpoint, state, given = given.get("ckpt"), None, dict(given)
     if mode == "train":
         if starts():  # by torchrun, after a process was lost
