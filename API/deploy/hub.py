@@ -42,7 +42,7 @@ def is_hub(name: str | Path) -> bool:
 
 
 def repository(name: str) -> tuple[str, str | None]:
-    """ "hf://owner/name@v1" -> ("owner/name", "v1"); without a revision None. Raises UserError for another form."""
+    """hf://owner/name@v1 -> ("owner/name", "v1"); without a revision None. Raises UserError for another form."""
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@(.+))?", name)
     if not match:
         raise UserError(f"{name}: write hf://owner/name or hf://owner/name@revision")

@@ -136,7 +136,10 @@ def flags_to_start_with(checkpoint: str | Path, dataname: str, model_flags: Sequ
     """Those of model_flags that a run on dataname takes over from the checkpoint of --init. The shapes of the frames
     are among them only where that was trained on the same data set."""
     state = as_checkpoint(load_checkpoint(checkpoint), checkpoint)
-    known = flags_of(state, checkpoint)
+    try:
+        known = flags_of(state, checkpoint)
+    except UserError:  # bare weights of a model that was changed: their shapes tell nothing, but they may fit
+        return {}
     same = state["config"] is not None and known.get("dataname") == dataname
     return {flag: known[flag] for flag in model_flags if flag in known and (same or flag not in DATA_FLAGS)}
 

@@ -235,3 +235,5 @@ def test_a_run_takes_the_model_s_flags_over_and_frame_shapes_only_on_the_same_da
     assert flags_to_start_with(tmp_path / "a.pth", "digits", names) == taken
     assert flags_to_start_with(tmp_path / "a.pth", "kth", names) == model
     assert flags_to_start_with(tmp_path / "bare.pth", "digits", names) == {"hid_S": 8, "layer_config": [1, 4, 0, 1]}
+    torch.save({f"changed.{name}": value for name, value in weights.items()}, tmp_path / "changed.pth")
+    assert flags_to_start_with(tmp_path / "changed.pth", "digits", names) == {}
