@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import core
 import main
 from API.evaluation.summary import work
+from API.presets import PRESETS
 from API.run.files import write_json
 from API.run.interrupt import RESUME_ME
 from API.run.recorder import read_records
@@ -44,12 +45,16 @@ HIGHER = ("ssim", "psnr")
 
 
 class Run:
-    """One training: a variant with a seed. key names everything that affects its result, but for the code's commit."""
+    """One training: a variant with a seed. key is of all that affects its result, but for the code's commit: the
+    preset's values and the flags over them, changes and budget."""
 
     def __init__(self, study: Study, variant: Variant, seed: int) -> None:
         self.study, self.variant, self.seed = study, variant, seed
         self.flags = [*shlex.split(study.flags), *shlex.split(variant.flags), "--seed", str(seed)]
-        what = json.dumps([self.flags, list(variant.changes), study.minutes])
+        _, _, given = main.parse(self.flags)
+        settings = PRESETS[given.get("dataname", "mmnist")] | given
+        settings = {flag: value for flag, value in settings.items() if flag not in ("num_workers", "val_batch_size")}
+        what = json.dumps([settings, list(variant.changes), study.minutes], sort_keys=True)
         self.key = hashlib.blake2b(what.encode(), digest_size=4).hexdigest()
         self.name = f"{variant.name.replace(' ', '_')}-{seed}-{self.key}"
 

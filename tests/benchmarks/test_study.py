@@ -32,6 +32,19 @@ def test_every_study_names_changes_that_there_are_and_no_run_twice():
         assert len(set(keys)) == len(keys)
 
 
+def test_a_run_is_another_where_the_preset_is_another_and_the_same_however_it_is_written(monkeypatch):
+    def key(flags: str, study_flags: str = "--dataname digits --epochs 20") -> str:
+        return study.Run(Study("?", study_flags, [Variant("it", flags)]), Variant("it", flags), 1).key
+
+    first = key("")
+    assert key("--batch_size 4") == first  # the preset's own
+    assert key("--epochs 20", "--dataname digits") == first
+    assert key("--num_workers 2") == first
+    assert key("--lr 0.5") != first
+    monkeypatch.setitem(study.PRESETS, "digits", study.PRESETS["digits"] | {"hid_S": 16})
+    assert key("") != first
+
+
 def test_the_interval_is_that_of_a_paired_t_test():
     ours, theirs = [110.0, 112.5, 109.1, 111.0], [113.0, 113.5, 112.1, 116.0]
     differences = [a - b for a, b in zip(ours, theirs)]
