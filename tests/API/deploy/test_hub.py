@@ -182,64 +182,51 @@ def python(code: str, environment: dict, cwd) -> list[str]:
 
 USE = """
 import numpy as np, main
+from API.datasets import digits
+from API.evaluation import figures
 from core import load_predictor
-name = "hf://me/model"
-main.run(["export", "--ckpt", "results/digits/checkpoints/best.pth", "--output", name])
-main.run(["predict", "--ckpt", name, "--input", "in.npy", "--output", "new.npy", "--device", "cpu"])
-main.run(["export", "--ckpt", name + "@main", "--output", "copy.safetensors"])
-video = np.load("in.npy")
-np.save("predicted.npy", load_predictor(name, "cpu", "fp32")(video))
+digits.SEQUENCES = {"train": 8, "val": 4, "test": 5}
+figures.save_figure = lambda figure, path: path.touch()
+name, where = "hf://me/tiny.v1", ["--device", "cpu", "--precision", "fp32"]
+main.run(["export", "--ckpt", BEST, "--output", name])
+main.run(["predict", "--ckpt", name, "--input", "in.npy", "--output", "new.npy", *where])
+np.save("predicted.npy", load_predictor(name + "@main", "cpu", "fp32")(np.load("in.npy")))
+main.run(["export", "--ckpt", name, "--output", "copy.safetensors"])
+main.run(["test", "--ckpt", name + "@main", *where])
+main.run(["--dataname", "digits", "--init", name, "--batch_size", "4", "--epochs", "1", *where])
 """
 
 AGAIN = """
 import torch
 from API.run.checkpoint import load_checkpoint
-again, before = (load_checkpoint(name)["model"] for name in ("hf://me/model", "copy.safetensors"))
+again, before = (load_checkpoint(name)["model"] for name in ("hf://me/tiny.v1", "copy.safetensors"))
 print(all(torch.equal(again[name], before[name]) for name in before))
 """
 
 
-def test_a_model_is_uploaded_and_predicts_from_there_and_offline_from_the_cache(here, tmp_path):
+def test_a_model_on_the_hub_serves_every_mode_as_its_checkpoint_does(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     np.save("in.npy", (video() * 255).astype(np.uint8))
     with Hub() as hub:
-        environment = hub.environment(tmp_path, HF_TOKEN=TOKEN, HF_HUB_DISABLE_PROGRESS_BARS="1")
-        told = python(USE, environment, here)
-    files = hub.repos["me/model"]["main"]
-    assert told[0].startswith("hf://me/model: http://127.0.0.1:")
+        environment = hub.environment(tmp_path, HF_TOKEN=TOKEN)
+        told = python(USE.replace("BEST", repr(str(run / BEST))), environment, tmp_path)
+        again = python(AGAIN, environment | {"HF_HUB_OFFLINE": "1"}, tmp_path)
+    files = hub.repos["me/tiny.v1"]["main"]
+    assert told[0].startswith("hf://me/tiny.v1: http://127.0.0.1:")
     assert set(files) == FILES
-    assert b'DFDNet.from_pretrained("me/model")' in files["README.md"]
-    assert b"--ckpt hf://me/model --input" in files["README.md"]
-    expected = core.load_predictor(BEST, "cpu", "fp32")(np.load("in.npy"))
+    assert b'DFDNet.from_pretrained("me/tiny.v1")' in files["README.md"]
+    assert b"--ckpt hf://me/tiny.v1 --input" in files["README.md"]
+    expected = core.load_predictor(run / BEST, "cpu", "fp32")(np.load("in.npy"))
     assert (np.load("predicted.npy") == expected).all()
     assert (np.load("new.npy") == expected).all()
-    assert load_checkpoint("copy.safetensors")["config"]["hid_S"] == 8
-    assert python(AGAIN, environment | {"HF_HUB_OFFLINE": "1"}, here) == ["True"]
-
-
-TEST = """
-import main
-from API.datasets import digits
-from API.evaluation import figures
-digits.SEQUENCES = {"train": 8, "val": 4, "test": 5}
-figures.save_figure = lambda figure, path: path.touch()
-where = ["--device", "cpu", "--precision", "fp32"]
-main.run(["test", "--ckpt", "hf://me/tiny.v1@v2", *where])
-main.run(["--dataname", "digits", "--init", "hf://me/tiny.v1@v2", "--batch_size", "4", "--epochs", "1", *where])
-"""
-
-
-def test_a_test_of_a_model_on_the_hub_says_so_and_a_run_starts_from_it(here, tmp_path):
-    files = {path.name: path.read_bytes() for path in (here / "exported").iterdir()}
-    with Hub() as hub:
-        hub.repos["me/tiny.v1"] = {"main": {}, "v2": files}
-        told = python(TEST, hub.environment(tmp_path), tmp_path)
-    there = json.loads((tmp_path / "results/tiny.v1@v2/test.json").read_text())
-    ours = json.loads((here / "results/digits/test.json").read_text())
+    there = json.loads((tmp_path / "results/tiny.v1@main/test.json").read_text())
+    ours = json.loads((run / "results/digits/test.json").read_text())
     assert there["strict"]["model"] == ours["strict"]["model"]
-    assert there["checkpoint"] == there["measured_on"]["checkpoint"] == "hf://me/tiny.v1@v2"
+    assert there["checkpoint"] == there["measured_on"]["checkpoint"] == "hf://me/tiny.v1@main"
     assert there["measured_on"]["weights"]
-    assert "hf://me/tiny.v1@v2: all 277 tensors fit" in told
+    assert "hf://me/tiny.v1: all 277 tensors fit" in told
     assert json.loads((tmp_path / "results/digits/config.json").read_text())["flags"]["in_shape"] == [4, 1, 32, 32]
+    assert again == ["True"]  # from the cache
 
 
 MIXIN = """
