@@ -16,7 +16,7 @@ from API import UserError
 from API.dataloader import SPLITS, build_loaders, how_to_fit
 from API.datasets.report import report
 from API.datasets.splits import check_splits, settle_splits, write_manifest
-from API.deploy.export import check_export, write_export
+from API.deploy.export import check_export, halve, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
@@ -368,6 +368,8 @@ def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
     check_export(config.output)
     model = load_weights(build_model(config), state, config.ckpt)
+    if config.half:
+        halve(model, config.output)
     print(write_export(model, config.in_shape, vars(config), config.output))
 
 

@@ -225,6 +225,8 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
     """Where to."""
     output = "where to: .pt2 .onnx .safetensors, a folder, or hf://owner/name"
     parser.add_argument("--output", metavar="FILE", help=output)
+    half = "keep the weights as float16, in half the space: in .safetensors, a folder, on the hub"
+    parser.add_argument("--half", action="store_true", default=False, help=half)
 
 
 def summary_flags(parser: argparse.ArgumentParser) -> None:

@@ -58,6 +58,15 @@ def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, out
     return f"{path}: past (B, {shape}) -> future, any B; {deviates}"
 
 
+def halve(model: nn.Module, output: str | Path) -> None:
+    """Round the weights of model to float16. Raises UserError where output is a program, which would compute in
+    float16, or a weight is out of its range."""
+    if Path(output).suffix.lower() in (".pt2", ".onnx"):
+        raise UserError(f"--half: is for weights (.safetensors, a folder, the hub), not for {output}")
+    if name := next((n for n, x in model.half().state_dict().items() if not torch.isfinite(x).all()), None):
+        raise UserError(f"--half: '{name}' is out of the range of float16; leave --half out")
+
+
 def write_folder(model: nn.Module, config: Mapping, folder: Path, name: str, on_hub: bool = False) -> None:
     """Fill a folder with what a repository of name on the hub holds."""
     published = {flag: value for flag, value in config.items() if flag not in OWN_FLAGS}

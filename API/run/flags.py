@@ -27,7 +27,7 @@ CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
     "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "logger", "plain", "shard",
-    "compress_gradients",
+    "compress_gradients", "half",
 )  # fmt: skip
 
 
