@@ -17,7 +17,7 @@ from API.dataloader import SPLITS, build_loaders, how_to_fit, settle_data
 from API.datasets.report import report
 from API.datasets.splits import check_splits, settle_splits, write_manifest
 from API.deploy.arrays import ArrayPredictor, predict_arrays
-from API.deploy.export import check_export, write_export
+from API.deploy.export import check_export, halve, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
@@ -36,8 +36,9 @@ from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
 from API.run.progress import follow
 from API.run.recorder import Recorder, describe_epoch, recorder_of, run_of
-from API.run.release import convert_release, infer_release_args, load_weights, read_release
+from API.run.release import convert_release, infer_release_args, is_release, load_weights, read_release
 from API.run.state import TrainingState
+from API.run.weights import as_checkpoint, load_fitting
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
 from DFDNet import DFDNet, check_sizes, strides
@@ -94,6 +95,17 @@ def load_release(checkpoint: str | Path | Mapping, *, release: bool = True, **mo
     return model
 
 
+def start_from(model: DFDNet, config: Config) -> str:
+    """Give the model the weights of --init that fit; says which. Raises UserError where too few do."""
+    weights = as_checkpoint(load_checkpoint(config.init), config.init)["model"]
+    if is_release(weights):
+        try:
+            weights = load_release(config.init, release=config.release).state_dict()
+        except UserError as error:
+            raise UserError(f"--init {config.init}: {error}") from None
+    return load_fitting(model, weights, config.init)
+
+
 # Training -----------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +127,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     best = folder / "checkpoints/best.pth"
     lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)  # missing weights show up now, too
     if config.init and state is None:
-        load_weights(model, load_checkpoint(config.init), config.init)
+        told.append(start_from(model, config))
     model = model.to(machine.device)
     applied = speed_up(model, config, machine, at_once)
     if machine.world.size > 1:
@@ -295,7 +307,7 @@ def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str 
     given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
     defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
     defaults |= dict(deterministic=False, plain=False, compile=False, seed=1, dataname="mmnist")  # as main.py has them
-    config, state = settle_flags(defaults, given, str(checkpoint))
+    config, state = settle_flags(defaults, given, checkpoint)
     return predictor_of(config, state)
 
 
@@ -360,9 +372,11 @@ def explain(config: Config, state: Mapping) -> None:
 
 def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
-    check_export(Path(config.output))
+    check_export(config.output)
     model = load_weights(build_model(config), state, config.ckpt)
-    print(write_export(model, config.in_shape, vars(config), Path(config.output)))
+    if config.half:
+        halve(model, config.output)
+    print(write_export(model, config.in_shape, vars(config), config.output))
 
 
 def compare(config: Config) -> None:
