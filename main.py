@@ -76,11 +76,11 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video and arrays crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
-    noise = "standard deviation of Gaussian noise on the past frames, of [0, 1]; never on the future"
+    noise = "sigma of Gaussian noise on past frames in [0, 1]; the future stays clean"
     add("--noise", type=number(float, -1, 0), default=0.0, metavar="SIGMA", help=noise)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
     clip_flags(add)
-    limits = "arrays: what 0 and 1 stand for, or so of each channel (default: least and largest to train on)"
+    limits = "arrays: values of 0 and 1, or those of each channel (default: least and largest)"
     add("--value_range", type=float, nargs="+", metavar=("LOW", "HIGH"), help=limits)
     add("--target_channels", type=COUNT, nargs="+", metavar="C", help="arrays: channels to predict (default: all)")
 
@@ -95,7 +95,7 @@ def clip_flags(add: Callable) -> None:
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     depths = (8, 9, 10, 12, 14, 16)
     add("--yuv_depth", type=int, choices=depths, help="bits of raw YUV (default: as its name says, else 8)")
-    layout = "FFmpeg's name of raw YUV's pixel format (default: what its name says, else yuv420p)"
+    layout = "FFmpeg's name of raw YUV's format (default: as its name says, else yuv420p)"
     add("--yuv_format", metavar="NAME", help=layout)
 
 
@@ -103,7 +103,7 @@ def generated_flags(parser: argparse.ArgumentParser) -> None:
     """How training data is generated."""
     add = parser.add_argument_group("generated data").add_argument
     add("--epoch_size", type=WHOLE, metavar="N", help="sequences an epoch (default: mmnist 10000, digits 600)")
-    held_out = "mmnist: digits held out of the 60000 to validate (default: 5000); 0: none, as in the field"
+    held_out = "mmnist: digits of 60000 held out to validate (default: 5000); in the field: 0"
     add("--val_digits", type=COUNT, metavar="N", help=held_out)
 
 
