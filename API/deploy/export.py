@@ -45,7 +45,7 @@ def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, out
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as temporary:
             folder = Path(temporary) / path.name
             folder.mkdir()
-            write_folder(model, config, folder, path.name)
+            write_folder(model, config, folder, path.as_posix())
             folder.replace(path)
         return f"{path}: {WEIGHTS}, {FLAGS} and {CARD}; every --ckpt takes it, and so does from_pretrained"
     if path.suffix.lower() == ".safetensors":
@@ -61,11 +61,13 @@ def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, out
 
 
 def halve(model: nn.Module, output: str | Path) -> None:
-    """Round the weights of model to float16. Raises UserError where output is a program, which would compute in
-    float16, or a weight is out of its range."""
+    """Round the parameters of model to float16; running statistics stay as they are. Raises UserError where output is a
+    program, which would compute in float16, or a weight is out of its range."""
     if Path(output).suffix.lower() in (".pt2", ".onnx"):
         raise UserError(f"--half: is for weights (.safetensors, a folder, the hub), not for {output}")
-    if name := next((n for n, x in model.half().state_dict().items() if not torch.isfinite(x).all()), None):
+    for p in model.parameters():
+        p.data = p.data.half()
+    if name := next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None):
         raise UserError(f"--half: '{name}' is out of the range of float16; leave --half out")
 
 
