@@ -25,7 +25,8 @@ FIXED_FLAGS = (
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
-    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "plain", "shard", "compress_gradients",
+    "stage", "block", "timeout", "compile", "graphs", "accumulate", "checkpoint_blocks", "plain", "shard",
+    "compress_gradients",
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def take_up(mode: str, defaults: Mapping, given: Mapping) -> tuple[Config, Mappi
         checkpoint, state = enter_run(folder, given.get("resume"), given.get("overwrite"))
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
-    for flag in ("compile", "checkpoint_blocks"):
+    for flag in ("compile", "graphs", "checkpoint_blocks"):
         if getattr(config, "plain", False) and getattr(config, flag, False):
             raise UserError(f"--plain: applies nothing; leave out --{flag}")
     if mode == "predict":  # its clips are not those that the checkpoint was trained on

@@ -32,7 +32,10 @@ def recomputed(forward: Callable) -> Callable:
             return forward(module, *inputs)
         before = [buffer.detach().clone() for buffer in module.buffers()]
         contexts = lambda: (nullcontext(), buffers_as(module, before))  # noqa: E731
-        return checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=contexts)
+        # Random generators cannot be set back in a CUDA graph; where that matters, its first replay tells (graphs.py).
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        options = dict(use_reentrant=False, context_fn=contexts, preserve_rng_state=not capturing)
+        return checkpoint(forward, module, *inputs, **options)
 
     return call
 
