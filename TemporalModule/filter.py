@@ -43,6 +43,8 @@ class ThresholdFilter(nn.Module):
     release: the thresholds are frozen at N(0, 1) / sqrt(L), the authors' N(0, 1) for an unnormalised FFT.
     """
 
+    rfft = staticmethod(torch.fft.rfft)  # to be swapped from outside for one with a faster backward pass
+
     def __init__(self, segments: int, positions: int, length: int, COF: float, release: bool = False) -> None:
         super().__init__()
         self.length = length
@@ -65,7 +67,7 @@ class ThresholdFilter(nn.Module):
         """x (B, N, L) -> its orthonormal real FFT as pairs of real numbers, float32 at least: the low frequencies
         (B, N, cutoff, 2), and the high ones (B, N, L // 2 + 1 - cutoff, 2)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        spectrum = torch.view_as_real(torch.fft.rfft(x, norm="ortho"))
+        spectrum = torch.view_as_real(self.rfft(x, norm="ortho"))
         return spectrum.split([self.cutoff, spectrum.shape[2] - self.cutoff], dim=2)
 
     def gate(self, high: Tensor) -> Tensor:
