@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..run.checkpoint import random_states, restore_random_states
-from .recompute import buffers_as
+from .recompute import buffers_as, copy_buffers
 
 WARM_UP = 3  # calls before capture: libraries choose their kernels, compilers settle
 TOLERANCE = 1e-2  # between a call and its replay, relative; what is stale is off by far more, rounding by far less
@@ -53,7 +53,15 @@ class Graphed:
     def capture(self, inputs: Sequence[Tensor]) -> Tensor:
         """function(*inputs), and a graph of it, if it is a faithful one."""
         buffers, before = [b.clone() for b in self.model.buffers()], random_states()
-        result = self.function(*inputs)
+        try:
+            with no_waiting():
+                result = self.function(*inputs)
+        except RuntimeError as error:
+            self.give_up(describe(error))
+            self.model.zero_grad(set_to_none=True)
+            restore_random_states(before)
+            copy_buffers(self.model.buffers(), buffers)
+            return self.function(*inputs)
         if not torch.isfinite(result).all():
             return result  # nothing to compare with
         self.parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -69,10 +77,13 @@ class Graphed:
         for p, gradient in zip(self.parameters, gradients):
             p.grad = gradient
         if problem:
-            self.graph, self.works = None, False
-            self.result = self.gradients = None  # their memory
-            self.tell(f"warning: a step is no CUDA graph, going on without ({problem})")
+            self.give_up(problem)
         return result
+
+    def give_up(self, problem: str) -> None:
+        """From now on function runs as it is."""
+        self.works, self.graph, self.result, self.gradients = False, None, None, []
+        self.tell(f"warning: a step is no CUDA graph, going on without ({problem})")
 
     def record(self, inputs: Sequence[Tensor]) -> None:
         """Capture function; nothing is computed."""
@@ -83,7 +94,7 @@ class Graphed:
         graph = torch.cuda.CUDAGraph()
         torch.clear_autocast_cache()  # of weights that were rounded outside of the graph
         # Other threads may go on, such as the one that pins the memory of batches.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"), no_waiting():
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self.result = self.function(*self.inputs)
         torch.clear_autocast_cache()
         self.gradients = [p.grad for p in self.parameters]
@@ -109,7 +120,8 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 @contextmanager
 def no_waiting() -> Iterator[None]:
-    """Within, what would wait for the GPU raises RuntimeError; in the middle of a capture it would do worse."""
+    """Within, what would wait for the GPU raises RuntimeError. In a capture it would be worse: PyTorch before 2.12 does
+    not recover from one that has failed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a prototype, says PyTorch
         torch.cuda.set_sync_debug_mode("error")

@@ -1,6 +1,6 @@
 """Activation checkpointing by blocks: keep a block's inputs for backward, and compute everything inside again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MethodType
 
@@ -46,13 +46,14 @@ def buffers_as(block: nn.Module, before: Sequence[torch.Tensor]) -> Iterator[Non
     buffers = list(block.buffers())
     now = [buffer.detach().clone() for buffer in buffers]
     try:
-        _copy(buffers, before)
+        copy_buffers(buffers, before)
         yield
     finally:
-        _copy(buffers, now)
+        copy_buffers(buffers, now)
 
 
 @torch.no_grad()
-def _copy(buffers: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+def copy_buffers(buffers: Iterable[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Give buffers these values, in place."""
     for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)

@@ -32,8 +32,6 @@ class Recorded(TorchDispatchMode):
         Recorded.made.append(self)
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if operator is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("called a synchronizing CUDA operation")
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         known = {x.untyped_storage()._cdata for x in given}
         if operator._schema.is_mutable:
@@ -68,13 +66,25 @@ class Recorded(TorchDispatchMode):
                     x.copy_(value)
 
 
+class NoReads(TorchDispatchMode):
+    """Stands for PyTorch's mode in which what waits for a GPU is an error: while it is set, no value may be read."""
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return operator(*args, **(kwargs or {}))
+
+    def set(self, mode: str) -> None:
+        self.__enter__() if mode == "error" else self.__exit__(None, None, None)
+
+
 @pytest.fixture
 def recorded(monkeypatch) -> list[Recorded]:
     """The graphs that are made, on a machine that has them."""
     monkeypatch.setattr(Recorded, "made", [])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: graph)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", NoReads().set)
     monkeypatch.setattr(Machine, "captures", True)
     return Recorded.made
 
