@@ -53,11 +53,14 @@ class Graphed:
     def capture(self, inputs: Sequence[Tensor]) -> Tensor:
         """function(*inputs), and a graph of it, if it is a faithful one."""
         buffers, before = [b.clone() for b in self.model.buffers()], random_states()
+        problem = None
         try:
             with no_waiting():
                 result = self.function(*inputs)
         except RuntimeError as error:
-            self.give_up(describe(error))
+            problem = describe(error)
+        if problem:
+            self.give_up(problem)
             self.model.zero_grad(set_to_none=True)
             restore_random_states(before)
             copy_buffers(self.model.buffers(), buffers)
