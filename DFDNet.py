@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from TemporalModule import TemporalModule
@@ -75,7 +76,7 @@ class Decoder(nn.Module):
         return self.readout(last(x)).unflatten(0, (B, -1)).contiguous()
 
 
-class DFDNet(nn.Module):
+class DFDNet(nn.Module, PyTorchModelHubMixin, library_name="dfdnet", tags=["video-prediction"]):
     """Predict the next frames of a video: past (B, T, C, H, W) in [0, 1] -> future (B, T_out, C_out, H, W).
 
     Args:

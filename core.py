@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,11 +17,12 @@ from API import UserError
 from API.dataloader import SPLITS, build_loaders, how_to_fit
 from API.datasets.report import report
 from API.datasets.splits import check_splits, settle_splits, write_manifest
-from API.deploy.export import check_export, write_export
+from API.deploy.export import check_export, halve, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
 from API.evaluation.compare import compare_runs
 from API.evaluation.explain import draw_filters
+from API.evaluation.loggers import Loggers
 from API.evaluation.lpips import find_lpips
 from API.evaluation.metrics import Scores
 from API.evaluation.summary import cost_table, costs
@@ -34,8 +36,9 @@ from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
 from API.run.progress import follow
 from API.run.recorder import Recorder, describe_epoch, recorder_of, run_of
-from API.run.release import convert_release, infer_release_args, load_weights, read_release
+from API.run.release import convert_release, infer_release_args, is_release, load_weights, read_release
 from API.run.state import TrainingState
+from API.run.weights import as_checkpoint, load_fitting
 from API.speed import accelerate
 from API.speed.graphs import Graphed
 from API.speed.inference import prepare_inference
@@ -93,6 +96,17 @@ def load_release(checkpoint: str | Path | Mapping, *, release: bool = True, **mo
     return model
 
 
+def start_from(model: DFDNet, config: Config) -> str:
+    """Give the model the weights of --init that fit; says which. Raises UserError where too few do."""
+    weights = as_checkpoint(load_checkpoint(config.init), config.init)["model"]
+    if is_release(weights):
+        try:
+            weights = load_release(config.init, release=config.release).state_dict()
+        except UserError as error:
+            raise UserError(f"--init {config.init}: {error}") from None
+    return load_fitting(model, weights, config.init)
+
+
 # Training -----------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +127,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     best = folder / "checkpoints/best.pth"
     lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)  # missing weights show up now, too
     if config.init and state is None:
-        load_weights(model, load_checkpoint(config.init), config.init)
+        told.append(start_from(model, config))
     model = model.to(machine.device)
     applied = speed_up(model, config, machine, at_once)
     if machine.world.size > 1:
@@ -135,13 +149,13 @@ def train(config: Config, state: Mapping | None = None) -> None:
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
         recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-        with figures.Board(recorder.folder, run.epoch, machine.world.main) as board:
+        with Loggers(config.logger if machine.world.main else (), recorder.folder, run.epoch, vars(config)) as loggers:
             with run.save_in(recorder.checkpoints):
-                train_epochs(forward, loaders, run, config, machine, recorder, board)
+                train_epochs(forward, loaders, run, config, machine, recorder, loggers)
             config.ckpt = best
             model = trained(config, load_checkpoint(best), machine)
             tested = score(model, loaders["test"], config, machine, recorder, lpips)
-            board.results(vars(config), tested)
+            loggers.results(tested)
         if machine.world.main:
             figures.training_curves(recorder.history(), recorder.figures / "training.png")
 
@@ -173,7 +187,7 @@ def train_epochs(
     config: Config,
     machine: Machine,
     recorder: Recorder,
-    board: figures.Board,
+    loggers: Loggers,
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
@@ -190,11 +204,11 @@ def train_epochs(
         shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
             with gathered(forward):
-                scores, shown = validate(run.model, criterion, loaders["val"], machine)
+                scores, shown = validate(run.model, criterion, loaders["val"], machine, run.lr_squares)
             record |= scores
         recorder.epoch(record)
         recorder.log(f"{title}  {describe_epoch(record)}")
-        board.epoch(epoch, record, shown)
+        loggers.epoch(epoch, record, shown)
         run.after_epoch(record.get("val_mse"))
     run.finish()
 
@@ -246,6 +260,7 @@ def train_one_epoch(
         if guard.passes(pace.step, loss, norm, batch):
             optimizer.step()
         run.lr = scheduler.get_last_lr()[0]  # of this step
+        run.lr_squares += run.lr**2
         scheduler.step()  # one-cycle: every step, not every epoch
         total += guard.loss
         pace.show(len(batch[0]), loss, run.lr)
@@ -258,11 +273,11 @@ def train_one_epoch(
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, criterion: nn.Module, loader: DataLoader, machine: Machine
+    model: nn.Module, criterion: nn.Module, loader: DataLoader, machine: Machine, lr_squares: float = math.nan
 ) -> tuple[dict, tuple[Tensor, Tensor, Tensor] | None]:
     """One pass over the validation set: ({"val_loss", "val_mse", …}, a sequence: past, future, predicted).
 
-    Each of many processes computes its share; the numbers are of the whole.
+    lr_squares: as of filter_report. Each of many processes computes its share; the numbers are of the whole.
     """
     model.eval()
     world = machine.world
@@ -279,7 +294,7 @@ def validate(
     total, count = world.sum(torch.stack([total, torch.tensor(count, dtype=total.dtype)])).tolist()
     record = {"val_loss": total / count}
     record |= {f"val_{metric}": result["mean"] for metric, result in scores.summary(world.join)["strict"].items()}
-    return record | {"filter": filter_report(model, notes)}, shown
+    return record | {"filter": filter_report(model, notes, lr_squares)}, shown
 
 
 # Using a checkpoint -------------------------------------------------------------------------------------------------
@@ -305,7 +320,7 @@ def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str 
     defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
     defaults |= dict.fromkeys(("deterministic", "plain", "compile", "graphs"), False)  # as main.py has them
     defaults |= dict(seed=1, dataname="mmnist")
-    config, state = settle_flags(defaults, given, str(checkpoint))
+    config, state = settle_flags(defaults, given, checkpoint)
     return predictor_of(config, state)
 
 
@@ -334,7 +349,7 @@ def score(
     model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder, lpips: Callable | None
 ) -> dict:
     """Measure what the flags ask for, and write it into the run folder."""
-    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by")
+    flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "noise")
     about = {flag: getattr(config, flag) for flag in flags} | {"release_mode": config.release}
     about |= {"split": "test", "checkpoint": str(config.ckpt)}
     return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
@@ -355,18 +370,23 @@ def explain(config: Config, state: Mapping) -> None:
     model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
-    predicted = {}
+    with filter_statistics(model) as notes, machine.autocast():
+        model(past)
+    stages, predicted = filter_report(model, notes, state.get("lr_squares", math.nan)), {}
     for mode in FILTER_MODES:
         with filters_as(model, mode), machine.autocast():
             predicted[mode] = model(past).float()
-    recorder.log(draw_filters(spectra(model, past), past, future, predicted, recorder, config.stage, config.block))
+    found = spectra(model, past)
+    recorder.log(draw_filters(found, stages, past, future, predicted, recorder, config.stage, config.block))
 
 
 def export(config: Config, state: Mapping) -> None:
     """Write the model for other programs, checked against it."""
-    check_export(Path(config.output))
+    check_export(config.output)
     model = load_weights(build_model(config), state, config.ckpt)
-    print(write_export(model, config.in_shape, vars(config), Path(config.output)))
+    if config.half:
+        halve(model, config.output)
+    print(write_export(model, config.in_shape, vars(config), config.output))
 
 
 def compare(config: Config) -> None:

@@ -17,7 +17,7 @@ MODES = {
     "predict": "predict the next frames of your own videos",
     "compare": "tested runs, or anyone's predictions, side by side",
     "explain": "draw what the filters do",
-    "export": "write a model as .pt2, .onnx or .safetensors",
+    "export": "write a model as .pt2, .onnx or .safetensors, or for the Hugging Face hub",
     "data": "read a data set, say what is in it and whether its splits overlap",
     "summary": "parameters, multiply-adds and memory",
 }
@@ -67,6 +67,8 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
+    noise = "standard deviation of Gaussian noise on the past frames, of [0, 1]; never on the future"
+    add("--noise", type=number(float, -1, 0), default=0.0, metavar="SIGMA", help=noise)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
     clip_flags(add)
 
@@ -112,13 +114,19 @@ def training_flags(parser: argparse.ArgumentParser) -> None:
     batch_flags(add)
     add("--grad_clip", type=REAL, metavar="NORM", help="largest norm of the gradient (default: no clipping)")
     add("--on_nonfinite", choices=("stop", "skip"), default="stop", help="at a loss or gradient that is not finite")
-    add("--init", metavar="FILE", help="start from a checkpoint's weights, ours or the authors'")
+    add(
+        "--init",
+        metavar="FILE",
+        help="start from the weights of a checkpoint, ours or the authors', as far as they fit",
+    )
 
     add = parser.add_argument_group("run").add_argument
     resume = "go on with the run ex_name; auto: or start it"
     add("--resume", nargs="?", const="yes", choices=("yes", "auto"), help=resume)
     add("--save_every", type=steps_or_minutes, metavar="N", help="save within epochs: every N steps, or Nm minutes")
     add("--overwrite", action=SWITCH, default=False, help="start the run ex_name anew; the old one is lost")
+    logger = "what shows the run, beside metrics.jsonl; several at once"
+    add("--logger", nargs="+", choices=("tensorboard", "wandb", "none"), default=["tensorboard"], help=logger)
     add("--log_step", type=WHOLE, metavar="N", help="epochs between validations, each with a checkpoint")
 
     about = "torchrun --nproc_per_node N main.py …; --batch_size is of all"
@@ -172,7 +180,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """The checkpoint to take up."""
-    help = "checkpoint to take up; its own flags are the defaults"
+    help = "checkpoint, exported folder or hf://owner/name[@revision]; its own flags are the defaults"
     parser.add_argument_group("checkpoint").add_argument("--ckpt", metavar="FILE", required=False, help=help)
 
 
@@ -216,7 +224,10 @@ def explain_flags(parser: argparse.ArgumentParser) -> None:
 
 def export_flags(parser: argparse.ArgumentParser) -> None:
     """Where to."""
-    parser.add_argument("--output", metavar="FILE", help="where to: .pt2 .onnx .safetensors")
+    output = "where to: .pt2 .onnx .safetensors, a folder, or hf://owner/name"
+    parser.add_argument("--output", metavar="FILE", help=output)
+    half = "keep the weights as float16, in half the space: in .safetensors, a folder, on the hub"
+    parser.add_argument("--half", action="store_true", default=False, help=half)
 
 
 def summary_flags(parser: argparse.ArgumentParser) -> None:
@@ -296,7 +307,7 @@ def run(argv: Sequence[str]) -> None:
     import core  # after parsing: PyTorch takes seconds to load, and -h should not
     from API.run.flags import take_up
 
-    config, state = take_up(mode, defaults, given)
+    config, state = take_up(mode, defaults, given, core.MODEL_FLAGS)
     call = getattr(core, mode)
     call(config, state) if mode in ("train", "test", "predict", "explain", "export") else call(config)
 

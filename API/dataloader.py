@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from . import UserError
+from .datasets.noise import NoisyPast
 from .machine.device import Machine
 from .machine.distributed import World
 from .presets import PRESETS
@@ -136,10 +137,17 @@ def worker_context() -> BaseContext:
     return Context()
 
 
+def data_module(name: str) -> ModuleType:
+    """API/datasets/<name>.py. Raises UserError where there is none: a checkpoint may be of someone else's data set."""
+    if name not in PRESETS:
+        raise UserError(f"--dataname {name}: unknown, choose from {', '.join(PRESETS)}")
+    return import_module(f".datasets.{name}", __package__)
+
+
 def how_to_fit(name: str, resize: str | None = None) -> tuple[str, str | None]:
     """(resize, interpolation) that data set `name` makes frames of another size fit with, see clips/fit.py; --resize
-    wins. So `predict` can treat frames as training did."""
-    module = import_module(f".datasets.{name}", __package__)
+    wins. So `predict` can treat frames as training did. Raises UserError for an unknown name."""
+    module = data_module(name)
     return resize or getattr(module, "RESIZE", "stretch"), getattr(module, "INTERPOLATION", None)
 
 
@@ -156,16 +164,16 @@ def load_data(
     pin_memory: bool = False,
     world: World | None = None,
     splits: Sequence[str] = SPLITS,
+    noise: float = 0.0,
     **options,
 ) -> dict[str, DataLoader]:
     """Loaders of the asked splits of data set `name`, by split; batches are (B, T, C, H, W), (B, T_out, C_out, H, W).
 
+    noise: standard deviation of Gaussian noise on past frames, see datasets/noise.py.
     options: see OPTIONS of the data set; those that are None or False are as good as not given.
     Raises: UserError, one line that names the flag or file and says what to do.
     """
-    if name not in PRESETS:
-        raise UserError(f"--dataname {name}: unknown, choose from {', '.join(PRESETS)}")
-    module = import_module(f".datasets.{name}", __package__)
+    module = data_module(name)
     taken = getattr(module, "OPTIONS", ())
     options = {flag: value for flag, value in options.items() if value is not None and value is not False}
     if unused := [flag for flag in options if flag not in (*taken, *HARMLESS)]:
@@ -177,6 +185,8 @@ def load_data(
             split, data_root=data_root, in_shape=tuple(in_shape), out_shape=tuple(out_shape), seed=seed, **options
         )
         train = split == "train"
+        if noise:
+            data = NoisyPast(data, noise, seed if train else 0)
         if world is not None and world.size > 1 and len(data) < (batch_size if train else world.size):
             raise UserError(
                 f"--dataname {name}: {len(data)} sequences in {split} are too few for {world.size} processes"

@@ -440,6 +440,60 @@ def test_plain_applies_nothing_and_trains_the_same(start):
         start("--epochs", "1", "--ex_name", "both", "--plain", "--checkpoint_blocks")
 
 
+def test_a_run_starts_from_another_s_model_with_its_flags_and_says_what_fits(start):
+    start("--epochs", "1", "--COF", "0.4", "--ex_name", "first")
+    first = "results/first/checkpoints/best.pth"
+    larger = ["--in_shape", "4", "1", "64", "64", "--out_shape", "4", "1", "64", "64", "--segments", "8", "16"]
+    flags = ["--dataname", "digits", "--batch_size", "4", "--device", "cpu", "--ex_name", "second", *larger]
+    main.run([*flags, "--init", first, "--epochs", "1", "--lr", "1e-30"])
+    before, after = (load_checkpoint(f"results/{name}/checkpoints/best.pth") for name in ("first", "second"))
+    assert {flag: after["config"][flag] for flag in ("COF", "hid_S")} == {"COF": 0.4, "hid_S": 8}
+    name = "temporal.stages.0.0.branch_r1.dfdu.predict_h.weight"
+    assert torch.allclose(before["model"][name], after["model"][name], atol=1e-6)
+    log = (start.folder / "second/log.txt").read_text()
+    assert "245 of the model's 277 tensors fit; temporal.stages.*.*.branch_r*.dfdu.filter_h.start (8), " in log
+    with pytest.raises(UserError, match=r"--segments \[4, 8\]: this run has \[8, 16\]"):
+        main.run([*flags, "--resume", "--segments", "4", "8"])
+
+
+@pytest.mark.parametrize("flags", [[], ["--checkpoint_blocks"], ["--plain"]], ids=str)
+def test_a_part_that_is_frozen_stays_as_it_is_and_the_rest_trains(start, monkeypatch, flags):
+    """As docs/train.md says how."""
+    build = core.build_model
+
+    def frozen(config):
+        model = build(config)
+        model.encoder.requires_grad_(False)
+        return model
+
+    start("--epochs", "1", "--ex_name", "before")
+    monkeypatch.setattr(core, "build_model", frozen)
+    before = "results/before/checkpoints/best.pth"
+    start("--epochs", "1", "--ex_name", "after", "--init", before, *flags)
+    then, now = (load_checkpoint(path)["model"] for path in (before, "results/after/checkpoints/last.pth"))
+    moved = {name for name in then if name.endswith(("weight", "bias")) and not torch.equal(then[name], now[name])}
+    assert moved == {name for name in then if name.endswith(("weight", "bias")) and not name.startswith("encoder.")}
+
+
+def test_a_release_checkpoint_starts_a_model_for_frames_of_another_size(golden, tmp_path):
+    torch.save({"net": golden["state_dict"]}, tmp_path / "theirs.pth")
+    old = core.load_release(tmp_path / "theirs.pth", release=False)
+    half = dict(in_shape=[4, 1, 32, 32], out_shape=[4, 1, 32, 32], layer_config=[1, 4, 2, 4])
+    config = core.Config(init=tmp_path / "theirs.pth", release=False)
+    new = DFDNet(hid_S=old.decoder.readout.in_channels, **half)
+    assert "predict_h.weight" in core.start_from(new, config)
+    theirs, fits = old.state_dict(), 0
+    for name, value in new.state_dict().items():
+        if value.shape == theirs[name].shape:
+            assert torch.equal(value, theirs[name]), name
+            fits += 1
+    assert fits == 495
+    config.init = tmp_path / "cut.pth"
+    torch.save({name: v for name, v in golden["state_dict"].items() if name != "dec.readout.bias"}, config.init)
+    with pytest.raises(UserError, match=r"--init .*cut\.pth: release checkpoint: 'dec.readout.bias' is missing"):
+        core.start_from(new, config)
+
+
 def test_a_release_checkpoint_is_tested_and_can_start_a_run(start, golden, tmp_path):
     torch.save({"net": golden["state_dict"]}, tmp_path / "theirs.pth")
     start("--release", "--ckpt", "theirs.pth", "--dataname", "digits", "--ex_name", "theirs", mode="test")

@@ -1,5 +1,7 @@
 import copy
 import functools
+import inspect
+import pickle
 from collections import Counter
 
 import pytest
@@ -39,6 +41,19 @@ def test_shapes_out_are_the_ones_asked_for_and_every_weight_has_a_gradient(chang
     future.square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None and p.requires_grad]
     assert without == []
+
+
+def test_what_loads_it_from_a_hub_adds_nothing_to_the_model():
+    arguments = ["in_shape", "out_shape", "hid_S", "layer", "kernel_size", "COF", "groups", "layer_config", "release"]
+    assert list(inspect.signature(DFDNet).parameters) == [*arguments, "segments"]
+    model, past = DFDNet(**TINY).eval(), torch.rand(1, 4, 1, 32, 32)
+    parts = {name: child.state_dict() for name, child in model.named_children()}
+    assert list(parts) == ["encoder", "temporal", "decoder"]
+    assert list(model.state_dict()) == [f"{part}.{name}" for part, state in parts.items() for name in state]
+    with torch.no_grad():
+        future = model(past)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(past), future)
 
 
 def test_frames_beyond_T_are_predicted_from_the_newest_predictions():

@@ -20,7 +20,7 @@ BT709 = LIMITED = 1  # the numbers of ITU-T H.273 for matrix, primaries and tran
 def check_output(path: Path, kinds: Sequence[str] = KINDS) -> None:
     """Raise UserError, in one line, for a kind of file or a folder that cannot be written."""
     if path.suffix.lower() not in kinds:
-        known = " ".join(kind or "(a folder of PNG images: a name without an ending)" for kind in kinds)
+        known = " ".join(kind or "(a folder: a name without an ending)" for kind in kinds)
         raise UserError(f"--output {path}: unknown kind of file, choose from {known}")
     if path.suffix.lower() in MOVIES:
         pyav()  # a missing package is told before frames are computed

@@ -1,4 +1,5 @@
-"""A trained model as a file for other programs: torch.export (.pt2), ONNX (.onnx), safetensors weights.
+"""A trained model for other programs: torch.export (.pt2), ONNX (.onnx), safetensors weights, and for the Hugging Face
+hub a folder, or a repository itself.
 
 Every file is written under another name, run or read back, compared with the model, and only then renamed.
 """
@@ -7,6 +8,7 @@ import errno
 import importlib
 import io
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,19 +18,36 @@ from torch import Tensor, nn
 
 from .. import UserError
 from ..clips.writing import check_output
+from ..run.files import write_atomically, write_json
+from ..run.flags import CALL_FLAGS
 from ..run.weights import save_safetensors
+from .card import model_card
+from .hub import CARD, FLAGS, WEIGHTS, is_hub, repository, upload
 
 TOLERANCE = 5e-4  # of a sequence as most are: an eighth of a grey level
 EDGE = 0.02  # of any. Bins that lie at their thresholds, where rounding decides, have been seen to change 0.005.
 ENDS = torch.tensor(0.0), torch.tensor(1.0)  # of the values of pixels
-PACKAGES = {".pt2": (), ".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
+PACKAGES = {".pt2": (), ".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",), "": ()}
+OWN_FLAGS = (*CALL_FLAGS, "data_root", "cache_dir")  # tell of one machine, and are not published
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # errors that are the disk's
 TESTED = "2.7"  # the oldest PyTorch whose exporters were seen to manage it; 2.5 does not
 
 
-def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, path: Path) -> str:
-    """Write model to path in the format of its name; returns a line about it. config: its flags."""
-    check_export(path)
+def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, output: str | Path) -> str:
+    """Write model to output in the format of its name; returns a line about it. config: its flags."""
+    check_export(output)
+    if is_hub(output):
+        with tempfile.TemporaryDirectory() as folder:
+            write_folder(model, config, Path(folder), repository(output)[0], on_hub=True)
+            return f"{output}: {upload(Path(folder), output)}"
+    path = Path(output)
+    if not path.suffix:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as temporary:
+            folder = Path(temporary) / path.name
+            folder.mkdir()
+            write_folder(model, config, folder, path.name)
+            folder.replace(path)
+        return f"{path}: {WEIGHTS}, {FLAGS} and {CARD}; every --ckpt takes it, and so does from_pretrained"
     if path.suffix.lower() == ".safetensors":
         save_safetensors(model.state_dict(), config, path)
         return f"{path}: the weights, with the flags as metadata; every --ckpt takes it"
@@ -39,9 +58,32 @@ def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, pat
     return f"{path}: past (B, {shape}) -> future, any B; {deviates}"
 
 
-def check_export(path: Path) -> None:
+def halve(model: nn.Module, output: str | Path) -> None:
+    """Round the weights of model to float16. Raises UserError where output is a program, which would compute in
+    float16, or a weight is out of its range."""
+    if Path(output).suffix.lower() in (".pt2", ".onnx"):
+        raise UserError(f"--half: is for weights (.safetensors, a folder, the hub), not for {output}")
+    if name := next((n for n, x in model.half().state_dict().items() if not torch.isfinite(x).all()), None):
+        raise UserError(f"--half: '{name}' is out of the range of float16; leave --half out")
+
+
+def write_folder(model: nn.Module, config: Mapping, folder: Path, name: str, on_hub: bool = False) -> None:
+    """Fill a folder with what a repository of name on the hub holds."""
+    published = {flag: value for flag, value in config.items() if flag not in OWN_FLAGS}
+    save_safetensors(model.state_dict(), published, folder / WEIGHTS)
+    write_json(folder / FLAGS, published)
+    write_atomically(folder / CARD, model_card(model, published, str(config["ckpt"]), name, on_hub).encode())
+
+
+def check_export(output: str | Path) -> None:
     """Raise UserError for a kind of file or a place that cannot be written, and for a package that is missing."""
+    if is_hub(output):
+        repository(output)
+        return
+    path = Path(output)
     check_output(path, tuple(PACKAGES))
+    if not path.suffix and path.exists():
+        raise UserError(f"--output {path}: is there already; name a new folder")
     for name in PACKAGES[path.suffix.lower()]:
         try:
             importlib.import_module(name)

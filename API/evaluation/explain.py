@@ -110,22 +110,41 @@ def draw_modes(
     save_tiles(rows, path, "test sequence 0, and the MSE on it")
 
 
+def stage_table(stages: Sequence[Mapping[str, float]]) -> str:
+    """Per stage, what the filters remove and how far thresholds have moved: stages as of filter_report."""
+    columns = {
+        "removed": ("high bins removed", ".1%"),
+        "energy_removed": ("energy removed", ".2%"),
+        "threshold_moved": ("thresholds moved", ".3f"),
+        "threshold_drift": ("signed", "+.3f"),
+        "threshold_moved_over_noise": ("times what noise moves", ".2f"),
+    }
+    lines = ["stage" + "".join(f"{title:>24}" for title, _ in columns.values())]
+    for stage in stages:
+        cells = (format(stage[name], form) if name in stage else "unknown" for name, (_, form) in columns.items())
+        lines.append(f"{stage['stage']:<5}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
 def draw_filters(
     found: Mapping[str, Mapping],
+    stages: Sequence[Mapping[str, float]],
     past: Tensor,
     future: Tensor,
     predicted: Mapping[str, Tensor],
     recorder: Recorder,
-    stages: Sequence[int] | None,
-    blocks: Sequence[int] | None,
+    drawn_stages: Sequence[int] | None,
+    drawn_blocks: Sequence[int] | None,
 ) -> str:
-    """All pictures and explain.json into the run folder; returns a line about the prediction with and without filter.
+    """All pictures and explain.json into the run folder; returns a table of the stages, and a line about the prediction
+    with and without filter.
 
     found: {a filter's module name: {"before", "after", "cutoff", "threshold", "removed"}}.
+    stages: as of filter_report.
     predicted: (B, T, C, H, W) for the filter "learned", "off" and "low".
     """
     everything = by_block(found)
-    drawn = chosen(everything, stages, blocks)
+    drawn = chosen(everything, drawn_stages, drawn_blocks)
     draw_spectra(drawn, recorder.figures / "spectra.png")
     draw_thresholds(drawn, recorder.figures / "thresholds.png")
     draw_removed(everything, recorder.figures / "removed.png")
@@ -134,8 +153,10 @@ def draw_filters(
     first = {mode: (frames[0].cpu().numpy(), each[mode][0].item()) for mode, frames in predicted.items()}
     draw_modes(past[0].cpu().numpy(), future[0].cpu().numpy(), first, recorder.figures / "filter_modes.png")
     removed = {name: one["removed"] for name, one in found.items()}
-    write_json(recorder.folder / "explain.json", {"sequences": len(past), "mse": mse, "removed": removed})
+    content = {"sequences": len(past), "mse": mse, "stages": list(stages), "removed": removed}
+    write_json(recorder.folder / "explain.json", content)
     return (
+        f"{stage_table(stages)}\n"
         f"MSE of {len(past)} test sequences with the filter as learned {mse['learned']:.1f}, off {mse['off']:.1f}, "
         f"passing low frequencies only {mse['low']:.1f}; pictures in {recorder.figures}"
     )

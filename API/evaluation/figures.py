@@ -1,6 +1,5 @@
-"""Pictures of a run, drawn without a screen: strips of frames, GIFs, curves; and what TensorBoard shows."""
+"""Pictures of a run, drawn without a screen: strips of frames, GIFs, curves."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell them apart in print.
 MODEL, COPY, LINEAR, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
@@ -223,55 +220,3 @@ def contact_sheet(datasets: Mapping[str, Sequence], path: Path, samples: int = 4
             past, future = (x.numpy() for x in data[int(index)])
             rows.append(Row(f"{split} {index}", [as_image(frame) for frame in (*past, *future)], 1 - len(past)))
     save_tiles(rows, path)
-
-
-def tag(name: str) -> str:
-    """Where TensorBoard shows a number of metrics.jsonl."""
-    if name.endswith("_loss"):
-        return f"loss/{name.removesuffix('_loss')}"
-    return f"metrics/{name.removeprefix('val_')}" if name.startswith("val_") else f"training/{name}"
-
-
-class Board:
-    """TensorBoard: every number of an epoch, and a picture of a prediction."""
-
-    def __init__(self, folder: Path, epoch: int = 0, writes: bool = True) -> None:
-        """epoch: how many are done; what was written of later ones is hidden. writes: False in all processes but the
-        first."""
-        purge = epoch + 1 if epoch else None
-        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=purge) if writes else None
-
-    def __enter__(self) -> "Board":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.writer:
-            self.writer.close()
-
-    def epoch(self, epoch: int, record: Mapping, shown: Sequence[Tensor] | None) -> None:
-        """A record of metrics.jsonl as loss/…, metrics/… of validation, filter/stage<n>/… and training/…; and where one
-        is shown, a sequence, past, future and predicted (T, C, H, W), as rows of frames."""
-        if not self.writer:
-            return
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                self.writer.add_scalar(tag(name), value, epoch)
-        for stage in record.get("filter", ()):
-            for name, value in stage.items():
-                if name != "stage":
-                    self.writer.add_scalar(f"filter/stage{stage['stage']}/{name}", value, epoch)
-        if shown is not None:
-            picture = tiles(rows_of(*(x.float().cpu().numpy() for x in shown)))
-            self.writer.add_image("past, truth, prediction, error", np.asarray(picture), epoch, dataformats="HWC")
-
-    def results(self, flags: Mapping, tested: Mapping) -> None:
-        """The flags of a run as hyperparameters, and the scores of test.json."""
-        if not self.writer:
-            return
-        plain = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in flags.items() if v is not None}
-        scores = {
-            f"test/{protocol}/{metric}": result["mean"]
-            for protocol in tested["protocols"]
-            for metric, result in tested[protocol]["model"].items()
-        }
-        self.writer.add_hparams(plain, scores, run_name=".")

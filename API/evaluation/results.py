@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..deploy.hub import is_hub, weights_file
 from ..machine.device import Machine
 from ..run.environment import environment
 from ..run.files import VERSION, read_arrays, write_arrays, write_json
@@ -25,8 +26,9 @@ FILES = (
 PACKAGES = ("torchvision", "opencv-python-headless", "av", "pillow", "scikit-image", "einops", "lpips")
 
 
-def file_fingerprint(path: Path) -> str | None:
-    """The same for files of the same content; None where there is no such file."""
+def weights_fingerprint(checkpoint: str) -> str | None:
+    """The same for checkpoints of the same content; None where there is no such file."""
+    path = weights_file(checkpoint)
     hashed = hashlib.blake2b(digest_size=8)
     try:
         with path.open("rb") as file:
@@ -66,7 +68,9 @@ def key_of(content: Mapping) -> str | None:
 
 
 def checkpoint_name(checkpoint: str, run: Path) -> str:
-    """The checkpoint's path: from the run folder where it lies in it, so that a run can be moved."""
+    """The checkpoint's path: from the run folder where it lies in it, so that a run can be moved. Or its hf:// name."""
+    if is_hub(checkpoint):
+        return checkpoint
     path = Path(checkpoint).resolve()
     return path.relative_to(run.resolve()).as_posix() if run.resolve() in path.parents else str(path)
 

@@ -13,7 +13,7 @@ from ..run.progress import Progress
 from ..run.recorder import Recorder
 from . import figures
 from .metrics import PROTOCOLS, Kept, Scores, describe
-from .results import add_earlier, checkpoint_name, circumstances, file_fingerprint, folder_for, write_test
+from .results import add_earlier, checkpoint_name, circumstances, folder_for, weights_fingerprint, write_test
 from .sequences import digest, fingerprints
 
 BASELINES = {}  # name -> function (past, future's shape) -> frames; filled below
@@ -67,7 +67,7 @@ def evaluate(
     arrays["sequences"] = sequences
     on = {
         "checkpoint": checkpoint_name(str(about["checkpoint"]), recorder.folder),
-        "weights": file_fingerprint(Path(about["checkpoint"])),
+        "weights": weights_fingerprint(str(about["checkpoint"])),
         "data_fingerprint": digest(sequences),
         "past": past.shape[1],
         "future": future.shape[1],

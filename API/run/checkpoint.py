@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from .. import UserError
+from ..deploy.hub import WEIGHTS, is_hub, local
 from .files import cannot_write, reason_of, remove, sync
-from .weights import load_safetensors
+from .weights import load_exported, load_safetensors
 
 
 class SaveEvery:
@@ -199,12 +200,15 @@ def last_checkpoint(run: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def load_checkpoint(path: Path) -> dict:
+def load_checkpoint(checkpoint: str | Path) -> dict:
     """The state saved by save_checkpoint, or the mapping in any file of tensors. Never runs code from the file.
 
-    Raises UserError, in one line that names path, where it is missing, damaged, or no checkpoint.
+    checkpoint: a file, a folder as export writes it, or hf://owner/name[@revision].
+    Raises UserError, in one line that names it, where it is missing, damaged, or no checkpoint.
     """
-    path = Path(path)
+    path = local(checkpoint)
+    if is_hub(checkpoint) or (path / WEIGHTS).is_file():
+        return load_exported(path, checkpoint)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give a checkpoint, such as {path / 'checkpoints/best.pth'}")
     if not path.is_file():

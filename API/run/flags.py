@@ -15,40 +15,47 @@ from .weights import as_checkpoint
 DATA_FLAGS = (
     "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
     "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
-    "val_digits",
+    "val_digits", "noise",
 )  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
 FIXED_FLAGS = (
     "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
+    "noise",
 )  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
-    "stage", "block", "timeout", "compile", "graphs", "accumulate", "checkpoint_blocks", "plain", "shard",
-    "compress_gradients",
+    "stage", "block", "timeout", "compile", "graphs", "accumulate", "checkpoint_blocks", "logger", "plain", "shard",
+    "compress_gradients", "half",
 )  # fmt: skip
 
 
-def take_up(mode: str, defaults: Mapping, given: Mapping) -> tuple[Config, Mapping | None]:
+def take_up(
+    mode: str, defaults: Mapping, given: Mapping, model_flags: Sequence[str] = ()
+) -> tuple[Config, Mapping | None]:
     """The flags of a call of main.py, and the state of the checkpoint that it takes up, if any: --ckpt, or the run's
-    last one with --resume. A run to train is claimed for this process.
+    last one with --resume. A run to train is claimed for this process; of model_flags it has those of --init.
 
     Raises UserError for flags that do not go together, and what settle_flags raises.
     """
-    output = "FILE: .pt2, .onnx or .safetensors" if mode == "export" else "PATH"
+    output = "FILE: .pt2, .onnx or .safetensors, a folder, or hf://owner/name" if mode == "export" else "PATH"
     needed = dict(ckpt="FILE, such as results/digits/checkpoints/best.pth", input="PATH", output=output)
     for flag, what in needed.items():
         if flag in defaults and not given.get(flag):
             raise UserError(f"{mode} needs --{flag} {what}")
     if mode == "compare" and not given.get("runs"):
         raise UserError("compare needs at least one RUN, such as results/digits")
+    if "none" in given.get("logger", ()) and len(given["logger"]) > 1:
+        raise UserError(f"--logger {' '.join(given['logger'])}: none goes with no other")
     checkpoint, state, given = given.get("ckpt"), None, dict(given)
     if mode == "train":
         if starts():  # by torchrun, after a process was lost
             given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
         folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
         checkpoint, state = enter_run(folder, given.get("resume"), given.get("overwrite"))
+        if state is None and given.get("init"):
+            defaults = {**defaults, **flags_to_start_with(given["init"], defaults["dataname"], model_flags)}
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
     for flag in ("compile", "graphs", "checkpoint_blocks"):
@@ -58,7 +65,8 @@ def take_up(mode: str, defaults: Mapping, given: Mapping) -> tuple[Config, Mappi
         own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
         vars(config).update({flag: (defaults | given)[flag] for flag in own})
     if mode in ("test", "explain") and not given.get("ex_name"):
-        folder = run_of(Path(checkpoint)) or Path(config.res_dir, Path(checkpoint).stem)
+        path = Path(checkpoint)
+        folder = run_of(path) or Path(config.res_dir, path.stem if path.is_file() else path.name)
         config.res_dir, config.ex_name = given.get("res_dir", folder.parent), folder.name
     elif mode != "compare":
         config.ex_name = given.get("ex_name") or config.dataname
@@ -95,10 +103,11 @@ def settle_flags(
     """
     if checkpoint is None:
         return Config(**{**defaults, **given}), None
-    state = as_checkpoint(load_checkpoint(Path(checkpoint)) if state is None else state, checkpoint)
+    state = as_checkpoint(load_checkpoint(checkpoint) if state is None else state, checkpoint)
+    known = flags_of(state, checkpoint)
     if state["config"] is not None:
-        known = {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
-        if given.get("dataname", known.get("dataname")) != known.get("dataname"):  # what belongs to the other data set
+        own = known.get("dataname")
+        if own is not None and given.get("dataname", own) != own:  # the rest belongs to the other data set
             known = {flag: value for flag, value in known.items() if flag not in DATA_FLAGS}
         return Config(**{**defaults, **known, **given}), state
     release = is_release(state["model"])
@@ -106,14 +115,33 @@ def settle_flags(
         raise UserError(
             f"{checkpoint}: holds no flags of ours; if it is one of the authors' checkpoints, add --release"
         )
-    try:
-        inferred = infer_release_args(state["model"]) if release else infer_args(state["model"])
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from None
-    config = Config(**{**defaults, **inferred, **given})
+    config = Config(**{**defaults, **known, **given})
     if not release:
         print(f"{checkpoint}: holds no flags; sizes are read off its weights, --COF {config.COF:g} is taken as it is")
     return config, state
+
+
+def flags_of(state: Mapping, checkpoint: str | Path) -> dict:
+    """The flags that a checkpoint holds, but for those of the call that made it; of bare weights, those that their
+    shapes tell. Raises UserError, naming it, where these are not the shapes of our model or the authors'."""
+    if state["config"] is not None:
+        return {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
+    try:
+        return infer_release_args(state["model"]) if is_release(state["model"]) else infer_args(state["model"])
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+
+
+def flags_to_start_with(checkpoint: str | Path, dataname: str, model_flags: Sequence[str]) -> dict:
+    """Those of model_flags that a run on dataname takes over from the checkpoint of --init. The shapes of the frames
+    are among them only where that was trained on the same data set."""
+    state = as_checkpoint(load_checkpoint(checkpoint), checkpoint)
+    try:
+        known = flags_of(state, checkpoint)
+    except UserError:  # bare weights of a model that was changed: their shapes tell nothing, but they may fit
+        return {}
+    same = state["config"] is not None and known.get("dataname") == dataname
+    return {flag: known[flag] for flag in model_flags if flag in known and (same or flag not in DATA_FLAGS)}
 
 
 def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> None:

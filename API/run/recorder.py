@@ -205,7 +205,8 @@ def describe_epoch(record: Mapping) -> str:
     if "val_mse" in record:
         text += f"  validation loss {record['val_loss']:.4g} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
         stages = (
-            f"stage {stage['stage']} removes {stage['removed']:.1%}, thresholds moved {stage['threshold_moved']:.3f}"
+            f"stage {stage['stage']} removes {stage['removed']:.0%} ({stage['energy_removed']:.2%} of the energy), "
+            f"thresholds moved {stage['threshold_moved']:.3f} ({stage['threshold_drift']:+.3f})"
             for stage in record["filter"]
         )
         text += f"  filters: {'; '.join(stages)}"

@@ -66,7 +66,7 @@ def read_release(checkpoint: str | Path | Mapping) -> dict[str, Tensor]:
     """The state dict in the authors' checkpoint, wherever it lies in it. Raises UserError where there is none."""
     name = "release checkpoint"
     if isinstance(checkpoint, (str, Path)):
-        name, checkpoint = checkpoint, load_checkpoint(Path(checkpoint))
+        name, checkpoint = checkpoint, load_checkpoint(checkpoint)
     return as_checkpoint(checkpoint, name)["model"]
 
 

@@ -15,12 +15,13 @@ from .checkpoint import SaveEvery, Saver, random_states, restore_random_states
 from .guard import Guard
 from .interrupt import Interrupted, StopSignals
 
-PLACE = ("epoch", "step", "total", "skipped", "best", "lr")
+PLACE = ("epoch", "step", "total", "skipped", "best", "lr", "lr_squares")
 
 
 class TrainingState:
     """Model, optimizer and schedule of a run, and its place: whole epochs done, steps done of the next one, the sum of
-    their losses, how many of them were skipped, the best validation error, the learning rate of the last step.
+    their losses, how many of them were skipped, the best validation error, the learning rate of the last step, and the
+    sum of the squares of those of all steps.
 
     Used as a context, it catches the signals to stop and writes checkpoints behind training's back.
     """
@@ -39,7 +40,7 @@ class TrainingState:
         self.config, self.world = dict(config), world
         self.due, self.last = SaveEvery(save_every), Path("last.pth")
         self.epoch, self.step, self.total, self.skipped, self.best = 0, 0, 0.0, 0, math.inf
-        self.lr = scheduler.get_last_lr()[0]  # of the last step
+        self.lr, self.lr_squares = scheduler.get_last_lr()[0], 0.0
 
     def checkpoint(self) -> dict:
         """Everything needed to go on from here, as tensors and plain values; with --shard, every process must ask."""
@@ -53,7 +54,7 @@ class TrainingState:
             restore_states(self.model, self.optimizer, state)
             self.scheduler.load_state_dict(state["scheduler"])
             restore_random_states(state["random"])
-            place = {"lr": self.lr, **state}  # checkpoints of before have none
+            place = {"lr": self.lr, "lr_squares": math.nan, **state}  # checkpoints of before have none
             for name in PLACE:
                 setattr(self, name, place[name])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -1,13 +1,16 @@
 """Weights as users have them: under wrappers' names, bare, in safetensors files; and what in them does not fit."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .. import UserError
+from ..deploy.hub import FLAGS, WEIGHTS
 from .files import cannot_write, reason_of, remove
 
 # What wrappers add to the names of parameters: DataParallel and DistributedDataParallel, torch.compile, FSDP,
@@ -46,6 +49,32 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path)
     model.load_state_dict(weights)
 
 
+def load_fitting(model: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> str:
+    """Load the weights that fit model by name and shape, and say which these are. path: for the message.
+
+    Raises UserError, with the first name that does not fit, where fewer than half of the tensors do: of the model's,
+    or of the weights if these are fewer, as those of a shallower model are.
+    """
+    expected = model.state_dict()
+    fit = {name: v for name, v in weights.items() if name in expected and v.shape == expected[name].shape}
+    if 2 * len(fit) < min(len(expected), len(weights)):
+        few = f"{len(fit)} of {len(expected)} tensors fit, too few to start from"
+        raise UserError(f"{path}: does not fit the model of these flags: {first_misfit(expected, weights)}; {few}")
+    model.load_state_dict(fit, strict=False)
+    if len(fit) == len(expected) == len(weights):
+        return f"{path}: all {len(fit)} tensors fit"
+    rest = {"start anew": expected.keys() - fit.keys(), "are not in this model": weights.keys() - expected.keys()}
+    parts = [f"{patterns(names)} {what}" for what, names in rest.items() if names]
+    return f"{path}: {len(fit)} of the model's {len(expected)} tensors fit; {'; '.join(parts)}"
+
+
+def patterns(names: Iterable[str], most: int = 8) -> str:
+    """Names with * for their numbers and how many are alike: 'temporal.stages.*.*.reduction.*.weight (8), …'."""
+    alike = Counter(re.sub(r"\d+", "*", name[:100]) for name in sorted(names))
+    some = ", ".join(f"{pattern} ({n})" for pattern, n in list(alike.items())[:most])
+    return some + (f" and {len(alike) - most} more kinds" if len(alike) > most else "")
+
+
 def first_misfit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
     """In words, the first difference in names or shapes; None if there is none."""
     for name, value in expected.items():
@@ -82,6 +111,7 @@ def save_safetensors(weights: Mapping[str, Tensor], config: Mapping, path: Path)
 def load_safetensors(path: Path) -> dict:
     """{"model": the tensors of a safetensors file, "config": the flags in its metadata, None where it has none}.
 
+    Of tensors that share memory safetensors' save_model writes one, and the names of the others as metadata.
     Raises UserError, naming path, where it is damaged.
     """
     from safetensors import SafetensorError, safe_open
@@ -90,9 +120,27 @@ def load_safetensors(path: Path) -> dict:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        weights |= {name: weights[kept] for name, kept in metadata.items() if kept in weights}
         config = json.loads(metadata["config"]) if "config" in metadata else None
         if not isinstance(config, dict | None):
             raise ValueError("its flags are no mapping")
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a safetensors file of ours ({reason_of(error)})") from None
     return {"model": weights, "config": config}
+
+
+def load_exported(folder: Path, name: str | Path) -> dict:
+    """{"model": weights, "config": flags} of a folder as export and push_to_hub write it. name: for messages.
+
+    Raises UserError where a file of it is missing or damaged.
+    """
+    for file in (FLAGS, WEIGHTS):
+        if not (folder / file).is_file():
+            raise UserError(f"{name}: holds no {file}, so it is no model of ours")
+    try:
+        config = json.loads((folder / FLAGS).read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("its flags are no mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / FLAGS}: damaged ({reason_of(error)})") from None
+    return load_safetensors(folder / WEIGHTS) | {"config": config}

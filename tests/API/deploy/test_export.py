@@ -1,16 +1,18 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_FLAGS
 from PIL import Image
+from torch import nn
 
 import core
 import main
 from API import UserError
 from API.datasets import digits
-from API.deploy.export import TESTED, export_model, write_export
+from API.deploy.export import TESTED, export_model, halve, write_export
 from API.run.weights import load_safetensors
 from DFDNet import DFDNet
 
@@ -249,3 +251,23 @@ def test_missing_flags_are_asked_for(run, monkeypatch, flags, words):
     monkeypatch.chdir(run)
     with pytest.raises(ValueError, match=words):
         main.run(flags)
+
+
+def test_half_takes_half_the_space_and_predicts_the_same_but_for_rounding(run, monkeypatch):
+    monkeypatch.chdir(run)
+    best = "results/digits/checkpoints/best.pth"
+    for name, flags in (("whole.safetensors", []), ("half.safetensors", ["--half"])):
+        main.run(["export", "--ckpt", best, "--output", name, *flags])
+    assert (run / "half.safetensors").stat().st_size < 0.6 * (run / "whole.safetensors").stat().st_size
+    video = np.random.default_rng(0).random((4, 32, 32), np.float32)
+    whole, half = (core.load_predictor(f"{n}.safetensors", "cpu", "fp32")(video) for n in ("whole", "half"))
+    assert 0 < np.abs(whole - half).max() < 0.02
+    with pytest.raises(ValueError, match="--half: is for weights"):
+        main.run(["export", "--ckpt", best, "--output", "model.onnx", "--half"])
+
+
+def test_half_refuses_weights_beyond_its_range():
+    model = nn.Linear(2, 2)
+    model.weight.data[0, 1] = 1e6
+    with pytest.raises(ValueError, match="--half: 'weight' is out of the range"):
+        halve(model, "model.safetensors")

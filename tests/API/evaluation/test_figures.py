@@ -2,7 +2,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
 from API.evaluation import figures
@@ -130,27 +129,3 @@ def test_curves_are_drawn_from_the_records(tmp_path):
     result = {"mse": {"per_frame": [1.0, 2.0]}, "ssim": {"per_frame": [0.9, 0.8]}}
     figures.frame_curves({"model": result, "copy_last": result}, tmp_path / "frames.png")
     assert all(Image.open(tmp_path / name).size[0] > 400 for name in ("training.png", "frames.png"))
-
-
-def test_tensorboard_groups_its_numbers_and_has_flags_and_test_scores(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    record = dict(epoch=1, train_loss=3.0, val_loss=2.0, val_mse=5.0, val_ssim=0.5, lr=0.1, waiting=0.2)
-    record |= {"filter": [{"stage": 1, "removed": 0.3, "threshold_moved": 0.01}]}
-    past, future = torch.rand(4, 1, 16, 24), torch.rand(6, 1, 16, 24)
-    tested = {"protocols": ["strict"], "strict": {"model": {"mse": {"mean": 7.0}}}}
-    with figures.Board(tmp_path) as board, figures.Board(tmp_path / "other", writes=False) as silent:
-        for one in (board, silent):
-            one.epoch(1, record, (past, future, future))
-            one.results({"lr": 0.1, "in_shape": [4, 1, 16, 24], "init": None}, tested)
-    assert not (tmp_path / "other").exists()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    expected = {
-        "loss/train": 3.0, "loss/val": 2.0, "metrics/mse": 5.0, "metrics/ssim": 0.5, "training/lr": 0.1,
-        "training/waiting": 0.2, "filter/stage1/removed": 0.3, "filter/stage1/threshold_moved": 0.01,
-        "test/strict/mse": 7.0,
-    }  # fmt: skip
-    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == pytest.approx(expected)
-    assert len(events.Tags()["images"]) == 1
-    assert "_hparams_/session_start_info" in events.summary_metadata

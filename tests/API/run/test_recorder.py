@@ -184,9 +184,10 @@ def test_a_full_disk_is_told_in_one_line_that_names_the_file(tmp_path, monkeypat
 
 def test_stages_have_names_in_an_epoch_s_line():
     record = {"train_loss": 2.0, "lr": 0.1, "sequences_per_second": 3.0, "val_loss": 1.0, "val_mse": 9.0}
-    stages = [{"stage": i, "removed": i / 10, "threshold_moved": i / 100} for i in (1, 3)]
+    numbers = dict(energy_removed=0.0042, threshold_drift=-0.005)
+    stages = [{"stage": i, "removed": i / 10, "threshold_moved": i / 100, **numbers} for i in (1, 3)]
     line = describe_epoch(record | {"val_ssim": 0.5, "filter": stages})
-    assert "stage 1 removes 10.0%, thresholds moved 0.010; stage 3 removes 30.0%, thresholds moved 0.030" in line
+    assert "stage 1 removes 10% (0.42% of the energy), thresholds moved 0.010 (-0.005); stage 3 removes 30% " in line
 
 
 def test_files_say_their_version_and_records_of_older_ones_are_read(tmp_path):

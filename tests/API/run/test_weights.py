@@ -1,14 +1,17 @@
 """Weights as users have them."""
 
+import re
+
 import pytest
 import torch
 from conftest import TINY, TINY_FLAGS
 from torch import nn
 
 from API import UserError
-from API.run.checkpoint import load_checkpoint
+from API.run.checkpoint import load_checkpoint, save_checkpoint
+from API.run.flags import flags_to_start_with
 from API.run.release import infer_args, infer_release_args, is_release, read_release, release_name
-from API.run.weights import as_checkpoint, load_into, load_safetensors, save_safetensors
+from API.run.weights import as_checkpoint, load_fitting, load_into, load_safetensors, save_safetensors
 from DFDNet import DFDNet
 
 SHAPES = [
@@ -157,3 +160,80 @@ def test_wrapped_and_bare_weights_predict_what_their_checkpoint_does(tmp_path, m
     with pytest.raises(UserError, match=r"wrapped\.pth: does not fit .*'encoder.layers.0.conv.weight' is") as error:
         main.run([*flags, "--hid_S", "16", "--init", "wrapped.pth", "--ex_name", "x"])
     assert len(str(error.value)) < 300
+
+
+# --init: what fits ---------------------------------------------------------------------------------------------------
+
+LARGER = dict(in_shape=(4, 1, 64, 64), out_shape=(4, 1, 64, 64))
+THRESHOLDS = ("filter_h.threshold", "filter_h.start", "filter_w.threshold", "filter_w.start")
+CHANGES = {  # changes of the model: how the names end that do not fit it
+    "frame size": (LARGER, (*THRESHOLDS, "predict_h.weight", "predict_w.weight")),
+    "frame size and segments": (LARGER | dict(segments=(8, 16)), THRESHOLDS),  # signals as long as before
+    "colour": (
+        dict(in_shape=(4, 3, 32, 32), out_shape=(4, 3, 32, 32)),
+        ("encoder.layers.0.conv.weight", "decoder.readout.weight", "decoder.readout.bias"),
+    ),
+    "segments": (dict(segments=(2, 4)), (*THRESHOLDS, "predict_h.weight", "predict_w.weight")),
+    "more frames": (dict(out_shape=(9, 1, 32, 32)), ()),
+    "COF": (dict(COF=0.5), ()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_fits_another_model_is_taken_and_the_rest_is_named_and_new(change):
+    changes, ends = CHANGES[change]
+    old, new = DFDNet(**TINY).state_dict(), DFDNet(**TINY | changes)
+    for value in old.values():
+        value += 1  # nothing is as at the start
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    told = load_fitting(new, old, "old.pth")
+    fresh = {name for name in before if ends and name.endswith(ends)}
+    for name, value in new.state_dict().items():
+        assert torch.equal(value, before[name] if name in fresh else old[name]), name
+    if not fresh:
+        assert told == f"old.pth: all {len(before)} tensors fit"
+    else:
+        assert told.startswith(f"old.pth: {len(before) - len(fresh)} of the model's {len(before)} tensors fit; ")
+        assert told.endswith("start anew")
+        assert sum(map(int, re.findall(r"\((\d+)\)", told))) == len(fresh)
+        assert len(told) < 700
+
+
+def test_a_deeper_model_starts_from_all_of_a_shallower_one_and_the_other_way_round():
+    shallow, deep = (dict(TINY, layer_config=depths) for depths in ((1, 1, 1, 1), (1, 4, 1, 4)))
+    small, large = DFDNet(**shallow), DFDNet(**deep)
+    assert "start anew" in load_fitting(large, small.state_dict(), "a.pth")
+    assert all(torch.equal(large.state_dict()[name], value) for name, value in small.state_dict().items())
+    small = DFDNet(**shallow)
+    told = load_fitting(small, large.state_dict(), "b.pth")
+    assert re.match(r"b\.pth: (\d+) of the model's \1 tensors fit; .* are not in this model$", told)
+    assert all(torch.equal(large.state_dict()[name], value) for name, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize("weights", [
+    lambda: DFDNet(**TINY | {"hid_S": 16}).state_dict(),
+    lambda: DFDNet(**TINY | {"in_shape": (8, 1, 32, 32)}).state_dict(),
+    lambda: nn.Linear(2, 2).state_dict(),
+])  # fmt: skip
+def test_too_little_to_start_from_is_refused_and_changes_nothing(weights):
+    model = DFDNet(**TINY)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"a\.pth: does not fit .* tensors fit, too few to start from") as error:
+        load_fitting(model, weights(), "a.pth")
+    assert len(str(error.value)) < 300
+    assert same(model, before)
+
+
+def test_a_run_takes_the_model_s_flags_over_and_frame_shapes_only_on_the_same_data_set(tmp_path):
+    names = ("in_shape", "out_shape", "hid_S", "COF", "layer_config")
+    flags = {**TINY, "COF": 0.4, "dataname": "digits", "lr": 0.1, "epochs": 7}
+    weights = DFDNet(**TINY).state_dict()
+    save_checkpoint(tmp_path / "a.pth", {"model": weights, "config": flags})
+    torch.save(weights, tmp_path / "bare.pth")
+    taken = {name: flags[name] for name in names}
+    model = {name: flags[name] for name in ("hid_S", "COF", "layer_config")}
+    assert flags_to_start_with(tmp_path / "a.pth", "digits", names) == taken
+    assert flags_to_start_with(tmp_path / "a.pth", "kth", names) == model
+    assert flags_to_start_with(tmp_path / "bare.pth", "digits", names) == {"hid_S": 8, "layer_config": [1, 4, 0, 1]}
+    torch.save({f"changed.{name}": value for name, value in weights.items()}, tmp_path / "changed.pth")
+    assert flags_to_start_with(tmp_path / "changed.pth", "digits", names) == {}

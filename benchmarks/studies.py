@@ -1,0 +1,145 @@
+"""The studies of study.py, as data: a question, the runs that answer it, and how long each may learn.
+
+A variant is flags of main.py, and names of variants.py where the paper has no such flag. Differences are to the first
+variant of a study. docs/results.md has the answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: its name, flags over the study's, changes of variants.py."""
+
+    name: str
+    flags: str = ""
+    changes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and its runs: every variant with every seed, for so many epochs (in flags) or minutes of training."""
+
+    question: str
+    flags: str
+    variants: Sequence[Variant]
+    seeds: Sequence[int] = (1, 2, 3)
+    minutes: float | None = None
+    metrics: Sequence[str] = field(default=("mse", "mae", "ssim", "psnr"))
+
+
+PEERS = (Variant("SimVP-gSTA", "--lr 5e-3", ["gsta", "mse"]), Variant("TAU", "--lr 5e-3", ["tau", "tau_loss"]))
+DIGITS = "--dataname digits --precision fp32 --epochs "
+DEEP = "--layer_config 0 0 0 4"  # all DFDBs at the deepest level, as the peers have theirs
+WIDE = DEEP + " --groups 1"  # and twice as wide
+SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
+
+FILTERS = (
+    Variant("learned"),
+    Variant("none", "--COF 0.5"),
+    Variant("low only", changes=["low_only"]),
+    Variant("low only, COF 0.25", "--COF 0.25", ["low_only"]),
+    Variant("start at 1 % of the energy", changes=["start_1_percent"]),
+    Variant("start at 5 %", changes=["start_5_percent"]),
+    Variant("start at 10 %", changes=["start_10_percent"]),
+    Variant("soft shrinkage", changes=["soft_shrinkage"]),
+    Variant("one threshold a segment", changes=["shared_thresholds"]),
+)
+
+
+def filters(sigma: float) -> Study:
+    """Which filter, at this noise."""
+    seen = f"with Gaussian noise of {sigma:g} on the past" if sigma else "on clean digits"
+    noise = f" --noise {sigma:g}" if sigma else ""
+    return Study(f"Which filter, {seen}?", DIGITS + "5" + noise, FILTERS)
+
+
+LOSSES = (("WFL", ()), ("released WFL", ["released_loss"]), ("squared error", ["mse"]))
+FULL = (
+    Variant("DFDNet"),
+    Variant("SimVP-gSTA", "--lr 1e-3", ["gsta_full", "mse"]),
+    Variant("TAU", "--lr 1e-3", ["tau_full", "tau_loss"]),
+)
+
+STUDIES = {
+    "screen": Study(
+        "A small model of its peers' multiply-adds, a first look: one seed, a quarter of the budget",
+        DIGITS + "5",
+        [
+            Variant("now"),
+            *PEERS,
+            Variant("deep 4", DEEP),
+            Variant("deep 4 wide", WIDE),
+            Variant("deep 4 wide, lr 5e-3", WIDE + " --lr 5e-3"),
+            Variant("deep 16", "--layer_config 0 0 0 16"),
+            Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
+            Variant("deep 4 wide, lr 5e-3, output 0.1", WIDE + " --lr 5e-3", ["scale_0.1"]),
+            Variant("deep 4 wide, lr 5e-3, batch 2", WIDE + " --lr 5e-3 --batch_size 2"),
+            Variant(
+                "deep 6 wide, lr 5e-3, segments 8 16", "--layer_config 0 0 0 6 --groups 1 --segments 8 16 --lr 5e-3"
+            ),
+            Variant("deep 4 wide, lr 5e-3, output 0", WIDE + " --lr 5e-3", ["scale_0.0"]),
+            Variant("now, lr 5e-3", "--lr 5e-3"),
+            Variant("deep 16, lr 5e-3", "--layer_config 0 0 0 16 --lr 5e-3"),
+            Variant("third stage, lr 5e-3", "--layer_config 0 0 4 0 --lr 5e-3"),
+            Variant("deep 4 wide, lr 5e-3, no filter", WIDE + " --lr 5e-3 --COF 0.5"),
+            Variant("deep 4 wide, lr 5e-3, squared error", WIDE + " --lr 5e-3", ["mse"]),
+        ],
+        seeds=(1,),
+    ),
+    "small": Study(
+        "Does the chosen small model beat its peers, at equal multiply-adds and equal sequences?",
+        DIGITS + "20",
+        [
+            *PEERS,
+            Variant("deep 4 wide, lr 5e-3", WIDE + " --lr 5e-3"),
+            Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
+            Variant("before", "--layer_config 1 1 1 1 --groups 2 --lr 1e-2"),
+        ],
+    ),
+    "mnist": Study(
+        "The same on real Moving MNIST, for 60,000 sequences",
+        "--dataname mmnist --epochs 60 --epoch_size 1000 --log_step 5 --num_workers 1",
+        [
+            Variant("DFDNet", SMALL),
+            Variant("SimVP-gSTA", "--batch_size 4 --lr 5e-3", ["gsta", "mse"]),
+            Variant("TAU", "--batch_size 4 --lr 5e-3", ["tau", "tau_loss"]),
+        ],
+        seeds=(1,),
+    ),
+    "filter": filters(0),
+    "filter_noise_0.1": filters(0.1),
+    "filter_noise_0.2": filters(0.2),
+    "filter_noise_0.4": filters(0.4),
+    "loss": Study(
+        "Which loss, each at its best of three learning rates?",
+        DIGITS + "5",
+        [Variant(f"{name}, lr {lr}", f"--lr {lr}", loss) for name, loss in LOSSES for lr in ("2e-3", "5e-3", "1e-2")],
+    ),
+    "release": Study(
+        "The paper's method against what the authors' code computes",
+        DIGITS + "5",
+        [Variant("paper"), Variant("release", "--release")],
+    ),
+    "parts": Study(
+        "What are STAU and the second branch worth?",
+        DIGITS + "5",
+        [
+            Variant("whole"),
+            Variant("without STAU", changes=["no_stau"]),
+            Variant("branch r1 alone", changes=["r1_alone"]),
+            Variant("branch r2 alone", changes=["r2_alone"]),
+        ],
+    ),
+    **{
+        f"gpu_{minutes}": Study(
+            f"Full models on Moving MNIST, {minutes} minutes of training each on one GPU",
+            "--dataname mmnist --epoch_size 1000",
+            FULL,
+            seeds=(1,),
+            minutes=minutes,
+        )
+        for minutes in (10, 25)
+    },
+}

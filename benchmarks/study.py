@@ -1,0 +1,309 @@
+"""Answer a question about the method by training: named variants, several seeds, one budget.
+
+    python benchmarks/study.py --list                          the studies, and how much of each is done
+    python benchmarks/study.py small --runs ../study           train what is missing, then print the table
+    python benchmarks/study.py small --only deep TAU --dry_run
+
+The studies are data, in studies.py. Every run is one of main.py, by its own training, checkpoints and test; a run that
+was stopped or killed goes on where it stood (exit code 75: start again). On a CPU two single-threaded runs go side by
+side, on GPUs one on each. Scores, commit, hardware and date of every run that has ended go to
+benchmarks/results/study_<name>.json, and what stands there is not run again; the table and a figure are drawn from it.
+"""
+
+import argparse
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import core
+import main
+from API.evaluation.summary import work
+from API.presets import PRESETS
+from API.run.files import write_json
+from API.run.interrupt import RESUME_ME
+from API.run.recorder import read_records
+from benchmarks.record import RESULTS
+from benchmarks.studies import STUDIES, Study, Variant
+from benchmarks.variants import changed
+
+HIGHER = ("ssim", "psnr")
+
+
+class Run:
+    """One training: a variant with a seed. key is of all that affects its result, but for the code's commit: the
+    preset's values and the flags over them, changes and budget."""
+
+    def __init__(self, study: Study, variant: Variant, seed: int) -> None:
+        self.study, self.variant, self.seed = study, variant, seed
+        self.flags = [*shlex.split(study.flags), *shlex.split(variant.flags), "--seed", str(seed)]
+        _, _, given = main.parse(self.flags)
+        settings = PRESETS[given.get("dataname", "mmnist")] | given
+        settings = {flag: value for flag, value in settings.items() if flag not in ("num_workers", "val_batch_size")}
+        what = json.dumps([settings, list(variant.changes), study.minutes], sort_keys=True)
+        self.key = hashlib.blake2b(what.encode(), digest_size=4).hexdigest()
+        self.name = f"{variant.name.replace(' ', '_')}-{seed}-{self.key}"
+
+    def command(self, runs: Path, name: str, flags: Sequence[str]) -> list[str]:
+        """What trains it, or goes on with it."""
+        where = ["--res_dir", str(runs), "--ex_name", name, "--resume", "auto", "--save_every", "2m"]
+        program = str(Path(__file__).with_name("variants.py"))
+        return [sys.executable, program, *self.variant.changes, "--", *self.flags, *flags, *where]
+
+    def epochs_in_box(self, runs: Path, call) -> list[str]:
+        """--epochs that fit the study's minutes of training: by the pace of one epoch, measured once."""
+        if self.study.minutes is None:
+            return []
+        pace = f"pace-{self.name}"
+        if not read_records(runs / pace / "metrics.jsonl")[0]:
+            call(self.command(runs, pace, ["--epochs", "1"]))
+        seconds = read_records(runs / pace / "metrics.jsonl")[0][-1]["seconds"]
+        return ["--epochs", str(max(1, round(self.study.minutes * 60 / seconds)))]
+
+    def result(self, runs: Path) -> dict | None:
+        """Its row, once it is tested."""
+        folder = runs / self.name
+        if not (folder / "test.json").is_file():
+            return None
+        test, history = json.loads((folder / "test.json").read_text()), read_records(folder / "metrics.jsonl")[0]
+        validated = [record for record in history if "val_mse" in record]
+        best = min(validated, key=lambda record: record["val_mse"])
+        on = test["measured_on"]
+        return {
+            "variant": self.variant.name,
+            "seed": self.seed,
+            "key": self.key,
+            "command": shlex.join(["python", *self.command(runs, self.name, [])[1:]][:-6]),
+            "epochs": history[-1]["epoch"],
+            "minutes": sum(record["seconds"] for record in history) / 60,
+            "validation": {metric: best[f"val_{metric}"] for metric in self.study.metrics},
+            "test": {metric: test["strict"]["model"][metric]["mean"] for metric in self.study.metrics},
+            "curve": [[record["epoch"], record["val_mse"], record["val_ssim"]] for record in validated],
+            "filter": validated[-1]["filter"],
+            "git_commit": on["git_commit"],
+            "hardware": on["gpu"] or f"{on['cpu']}, {on['threads']} thread",
+            "precision": on["precision"],
+            "torch": on["torch"],
+            "date": on["date"],
+        } | cost_of(self)
+
+
+def cost_of(run: Run) -> dict[str, int]:
+    """Parameters and multiply-adds of a sequence."""
+    _, defaults, given = main.parse(run.flags)
+    config = SimpleNamespace(**defaults | given)
+    with changed(run.variant.changes):
+        return work(lambda: core.build_model(config), config.in_shape)
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """Runs side by side: one a GPU, or so many single-threaded ones on the CPU. Stops them all when asked to stop."""
+
+    def __init__(self, workers: int, logs: Path, data_root: str) -> None:
+        self.logs, self.data_root, self.stopped, self.failed = logs, ["--data_root", data_root], False, []
+        gpus = torch.cuda.device_count()
+        self.free = [["--gpu", str(k)] for k in range(gpus)] or [["--device", "cpu"] for _ in range(workers)]
+        self.running: dict[subprocess.Popen, tuple[Run, list[str]]] = {}
+        logs.mkdir(parents=True, exist_ok=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.stop)
+
+    def stop(self, *_) -> None:
+        """Ask every run to save itself and stop."""
+        self.stopped = True
+        for process in self.running:
+            process.terminate()
+
+    def start(self, run: Run, runs: Path) -> None:
+        """Train run in its own process, as soon as there is a place."""
+        place = self.free.pop() + self.data_root
+        flags = [*run.epochs_in_box(runs, lambda command: self.launch([*command, *place], run.name).wait()), *place]
+        print(f"{time.strftime('%H:%M:%S')}  {run.name}  {shlex.join(flags)}", flush=True)
+        self.running[self.launch(run.command(runs, run.name, flags), run.name)] = (run, place[:2])
+
+    def launch(self, command: Sequence[str], name: str) -> subprocess.Popen:
+        """Start a process whose output goes to a log."""
+        threads = {} if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"}
+        with (self.logs / f"{name}.log").open("a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | threads, start_new_session=True)
+
+    def wait(self) -> Run:
+        """The next run that ends well or not."""
+        while True:
+            for process, (run, place) in list(self.running.items()):
+                if process.poll() is not None:
+                    del self.running[process]
+                    self.free.append(place)
+                    if process.returncode not in (0, RESUME_ME):
+                        self.failed.append(f"{run.name} (exit code {process.returncode}, {self.logs / run.name}.log)")
+                    return run
+            time.sleep(0.5)
+
+
+def train_missing(missing: Sequence[Run], args: argparse.Namespace, done) -> Pool:
+    """Run what is missing; done(run) after each."""
+    pool, left, runs = Pool(args.workers, args.runs / "logs", args.data_root), list(missing), args.runs
+    while (left and not pool.stopped) or pool.running:
+        while left and pool.free and not pool.stopped:
+            pool.start(left.pop(0), runs)
+        done(pool.wait())
+    return pool
+
+
+# Reporting -----------------------------------------------------------------------------------------------------------
+
+
+def interval(differences: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval of the mean of paired differences, by Student's t."""
+    from scipy.stats import t
+
+    n = len(differences)
+    return float("inf") if n < 2 else t.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
+
+
+def table(study: Study, rows: Sequence[Mapping]) -> str:
+    """Markdown: a line a variant; mean ± standard deviation over seeds, and the paired difference to the first."""
+    first = {row["seed"]: row for row in rows if row["variant"] == study.variants[0].name}
+    lines = [
+        "| | seeds | G multiply-adds | minutes | "
+        + " | ".join(m.upper() for m in study.metrics)
+        + " | validation MSE |"
+    ]
+    lines.append("|---" * (5 + len(study.metrics)) + "|")
+    for variant in study.variants:
+        mine = [row for row in rows if row["variant"] == variant.name]
+        if not mine:
+            continue
+        minutes = statistics.mean(row["minutes"] for row in mine)
+        cells = [variant.name, str(len(mine)), f"{mine[0]['multiply_adds'] / 1e9:.2f}", f"{minutes:.1f}"]
+        for metric in study.metrics:
+            digits = 3 if metric == "ssim" else 2 if metric == "psnr" else 1
+            cells.append(summarise([row["test"][metric] for row in mine], digits))
+            pairs = [row["test"][metric] - first[row["seed"]]["test"][metric] for row in mine if row["seed"] in first]
+            if variant is not study.variants[0] and len(pairs) > 1:
+                cells[-1] += f", {statistics.mean(pairs):+.{digits}f} ± {interval(pairs):.{digits}f}"
+        cells.append(summarise([row["validation"]["mse"] for row in mine], 1))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summarise(values: Sequence[float], digits: int) -> str:
+    """Mean, and the standard deviation over seeds."""
+    spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def draw(study: Study, rows: Sequence[Mapping], path: Path) -> None:
+    """A dot a run, a line a variant, for every metric."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [v.name for v in study.variants if any(row["variant"] == v.name for row in rows)]
+    figure, axes = plt.subplots(1, len(study.metrics), sharey=True, squeeze=False,
+                                figsize=(3 * len(study.metrics) + 1, 0.35 * len(names) + 1.2))  # fmt: skip
+    for axis, metric in zip(axes[0], study.metrics):
+        for y, name in enumerate(names):
+            values = [row["test"][metric] for row in rows if row["variant"] == name]
+            axis.plot(values, [y] * len(values), "o", alpha=0.6, color="C0")
+            axis.plot([statistics.mean(values)], [y], "|", markersize=14, color="black")
+        axis.set(title=f"{metric.upper()} ({'higher' if metric in HIGHER else 'lower'} is better)")
+        axis.title.set_fontsize(9)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The runs that a result file holds."""
+    return json.loads(path.read_text())["runs"] if path.is_file() else []
+
+
+def run_study(name: str, args: argparse.Namespace) -> int:
+    """Run what is missing, and report. The exit code."""
+    study, path = STUDIES[name], args.output / f"study_{name}.json"
+    chosen = [v for v in study.variants if not args.only or v.name in args.only]
+    wanted = [Run(study, variant, seed) for seed, variant in itertools.product(args.seeds or study.seeds, chosen)]
+    current = {Run(study, variant, seed).key for variant in study.variants for seed in range(1, 100)}
+    rows = {row["key"]: row for row in read_rows(path) if row["key"] in current}
+
+    def keep(run: Run) -> None:
+        if row := run.result(args.runs):
+            rows[run.key] = row
+            write_json(path, {"question": study.question, "flags": study.flags, "minutes": study.minutes,
+                              "updated": datetime.date.today().isoformat(), "runs": list(rows.values())})  # fmt: skip
+            print(f"{run.name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row["test"].items()), flush=True)
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    for run in wanted:
+        if run.key not in rows:
+            keep(run)
+    missing = [run for run in wanted if run.key not in rows]
+    if args.dry_run:
+        for run in missing:
+            print(shlex.join(run.command(args.runs, run.name, [])))
+        return 0
+    pool = train_missing(missing, args, keep) if missing and not args.report else None
+    if rows:
+        print(f"\n{study.question}\n\n{table(study, list(rows.values()))}")
+        draw(study, list(rows.values()), path.with_suffix(".png"))
+    if pool is None:
+        return 0
+    for line in pool.failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if pool.failed else RESUME_ME if pool.stopped else 0
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="which; default: all but those for a GPU")
+    parser.add_argument("--list", action="store_true", help="name the studies and their runs")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants alone")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these seeds (default: the study's)")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that are missing")
+    parser.add_argument("--report", action="store_true", help="run nothing: table and figure of what is there")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side on a CPU (%(default)s)")
+    parser.add_argument("--data_root", default="data", help="folder of the data sets (%(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("results/study"), help="folder of the runs (%(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.studies if name not in (*STUDIES, "gpu")]:
+        parser.error(f"unknown study {unknown[0]}: choose from {', '.join(STUDIES)}")
+    if args.list:
+        for name, study in STUDIES.items():
+            done = len(read_rows(args.output / f"study_{name}.json"))
+            print(f"{name}: {study.question} ({done} of {len(study.variants) * len(study.seeds)} runs)")
+            print("".join(f"    {v.name}: {' '.join((*v.changes, v.flags))}\n" for v in study.variants), end="")
+        return 0
+    if args.studies == ["gpu"]:
+        args.studies = [name for name in STUDIES if name.startswith("gpu")]
+    for name in args.studies or [name for name in STUDIES if not name.startswith("gpu")]:
+        if code := run_study(name, args):
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

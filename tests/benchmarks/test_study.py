@@ -1,0 +1,106 @@
+import json
+import statistics
+
+import pytest
+from conftest import TINY_FLAGS
+from scipy.stats import ttest_rel
+
+from benchmarks import study
+from benchmarks.studies import STUDIES, Study, Variant
+from benchmarks.variants import CHANGES, LOSSES
+
+QUICK = " ".join([*TINY_FLAGS, "--epochs 1 --epoch_size 8 --precision fp32"])
+
+
+def row(variant: str, seed: int, mse: float) -> dict:
+    scores = {"mse": mse, "mae": 1.0, "ssim": 0.5, "psnr": 15.0}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "test": scores,
+        "validation": scores,
+        "minutes": 2.0,
+        "multiply_adds": 4e8,
+    }
+
+
+def test_every_study_names_changes_that_there_are_and_no_run_twice():
+    for one in STUDIES.values():
+        for variant in one.variants:
+            assert all(name in CHANGES or name in LOSSES for name in variant.changes)
+        keys = [study.Run(one, variant, seed).key for variant in one.variants for seed in one.seeds]
+        assert len(set(keys)) == len(keys)
+
+
+def test_a_run_is_another_where_the_preset_is_another_and_the_same_however_it_is_written(monkeypatch):
+    def key(flags: str, study_flags: str = "--dataname digits --epochs 20") -> str:
+        return study.Run(Study("?", study_flags, [Variant("it", flags)]), Variant("it", flags), 1).key
+
+    first = key("")
+    assert key("--batch_size 4") == first  # the preset's own
+    assert key("--epochs 20", "--dataname digits") == first
+    assert key("--num_workers 2") == first
+    assert key("--lr 0.5") != first
+    monkeypatch.setitem(study.PRESETS, "digits", study.PRESETS["digits"] | {"hid_S": 16})
+    assert key("") != first
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    ours, theirs = [110.0, 112.5, 109.1, 111.0], [113.0, 113.5, 112.1, 116.0]
+    differences = [a - b for a, b in zip(ours, theirs)]
+    low, high = ttest_rel(ours, theirs).confidence_interval()
+    mean = statistics.mean(differences)
+    assert study.interval(differences) == pytest.approx(high - mean)
+    assert study.interval(differences) == pytest.approx(mean - low)
+    assert study.interval([1.0]) == float("inf")
+
+
+def test_the_table_pairs_seeds_and_leaves_out_what_has_not_run():
+    question = Study("?", "", [Variant("first"), Variant("second"), Variant("never")])
+    rows = [row("first", s, m) for s, m in ((1, 10.0), (2, 20.0), (3, 99.0))]
+    rows += [row("second", s, m) for s, m in ((2, 21.0), (1, 13.0))]
+    lines = study.table(question, rows).splitlines()
+    assert len(lines) == 4
+    second = lines[3].split(" | ")
+    assert second[1] == "2"  # seeds
+    assert second[4].startswith("17.0 (5.7), +2.0 ± ")  # 13 - 10 and 21 - 20
+
+
+def test_a_study_runs_what_is_missing_and_only_that(tmp_path, monkeypatch, capsys):
+    small = Study("Which?", QUICK, [Variant("plain"), Variant("no loss", changes=["mse"])], seeds=(1,))
+    monkeypatch.setitem(STUDIES, "small", small)
+    argv = ["small", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
+    assert study.run([*argv, "--dry_run"]) == 0
+    assert capsys.readouterr().out.count("variants.py") == 2
+    assert study.run([*argv, "--only", "no loss"]) == 0
+    kept = json.loads((tmp_path / "study_small.json").read_text())["runs"]
+    assert [r["variant"] for r in kept] == ["no loss"]
+    assert kept[0]["git_commit"]
+    assert kept[0]["epochs"] == 1
+    assert (tmp_path / "study_small.png").stat().st_size > 5000
+    # A run whose result is kept needs no folder; one that has ended is taken up from its folder.
+    (tmp_path / "study_small.json").unlink()
+    monkeypatch.setattr(study, "train_missing", lambda missing, *_: pytest.fail(str(missing)))
+    assert study.run([*argv, "--only", "no loss"]) == 0
+    tested = json.loads((next((tmp_path / "runs").glob("no_loss-1-*")) / "test.json").read_text())
+    again = json.loads((tmp_path / "study_small.json").read_text())["runs"][0]
+    assert again["test"]["mse"] == tested["strict"]["model"]["mse"]["mean"]
+
+
+def test_a_run_that_fails_is_named_and_stops_no_other(tmp_path, monkeypatch, capsys):
+    wrong = Study("Which?", QUICK, [Variant("wrong", "--hid_S 7")], seeds=(1,))
+    monkeypatch.setitem(STUDIES, "wrong", wrong)
+    assert study.run(["wrong", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]) == 1
+    assert "failed: wrong-1-" in capsys.readouterr().err
+
+
+def test_a_box_of_minutes_holds_as_many_epochs_as_the_pace_allows(tmp_path):
+    boxed = study.Run(Study("?", QUICK, [Variant("it")], minutes=2.0), Variant("it"), 1)
+
+    def trains(command: list[str]) -> None:
+        folder = tmp_path / command[command.index("--ex_name") + 1]
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "seconds": 7.0}) + "\n")
+
+    assert boxed.epochs_in_box(tmp_path, trains) == ["--epochs", "17"]  # 120 / 7
+    assert boxed.epochs_in_box(tmp_path, pytest.fail) == ["--epochs", "17"]  # measured once
