@@ -1,8 +1,8 @@
 """Real FFTs with backward passes of their own kind.
 
 PyTorch differentiates rfft by a complex FFT of the whole length. But the adjoint of rfft is irfft, and that of irfft is
-rfft, once the bins that have a mirror image, and so count twice in irfft, are halved or doubled. For the signals of the
-Moving MNIST model rfft's backward pass takes at most a quarter of the time on a CPU.
+rfft, once the bins that have a mirror image, and so count twice in irfft, are halved or doubled. A compiled training
+step of the Moving MNIST model moves a fifth less on a GPU, counted, not measured; on a CPU it takes 2 % less time.
 """
 
 import torch
