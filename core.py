@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from API import UserError
-from API.dataloader import SPLITS, build_loaders, how_to_fit
+from API.dataloader import SPLITS, build_loaders, how_to_fit, settle_data
 from API.datasets.report import report
 from API.datasets.splits import check_splits, settle_splits, write_manifest
+from API.deploy.arrays import ArrayPredictor, predict_arrays
 from API.deploy.export import check_export, halve, write_export
 from API.deploy.predict import Predictor, Request, predict_clips
 from API.evaluation import figures
@@ -31,7 +32,7 @@ from API.machine.device import Machine, choose_device, choose_precision, free_me
 from API.machine.distributed import synchronise_norms
 from API.machine.sharding import distribute, gathered, without_exchange
 from API.run.checkpoint import load_checkpoint
-from API.run.flags import FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
+from API.run.flags import ARRAY_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
 from API.run.progress import follow
@@ -42,7 +43,7 @@ from API.run.weights import as_checkpoint, load_fitting
 from API.speed import accelerate
 from API.speed.graphs import Graphed
 from API.speed.inference import prepare_inference
-from DFDNet import DFDNet, check_sizes
+from DFDNet import DFDNet, check_sizes, strides
 from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
 from WFL import WeightedFrequencyLoss
 
@@ -116,6 +117,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     Raises Interrupted, everything saved, after a signal to stop.
     """
     machine = prepare(config)
+    settle_data(config, math.prod(strides(config.layer)))
     model = build_model(config)
     at_once = sequences_at_once(config, machine.world.size)
     if state is not None:
@@ -149,7 +151,8 @@ def train(config: Config, state: Mapping | None = None) -> None:
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
         recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-        with Loggers(config.logger if machine.world.main else (), recorder.folder, run.epoch, vars(config)) as loggers:
+        shown = vars(config), getattr(datasets["val"], "scale", None)
+        with Loggers(config.logger if machine.world.main else (), recorder.folder, run.epoch, *shown) as loggers:
             with run.save_in(recorder.checkpoints):
                 train_epochs(forward, loaders, run, config, machine, recorder, loggers)
             config.ckpt = best
@@ -329,12 +332,14 @@ def predictor_of(config: Config, state: Mapping) -> Predictor:
     machine = prepare(config)
     fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
     model = trained(config, state, machine)
-    return Predictor(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
+    kind = ArrayPredictor.of(config) if config.dataname == "arrays" else Predictor
+    return kind(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
 
 
 def test(config: Config, state: Mapping) -> None:
     """Score a checkpoint on the test set, beside baselines."""
     machine = prepare(config)
+    settle_data(config, math.prod(strides(config.layer)))
     model = trained(config, state, machine)
     loader = build_loaders(config, machine, ("test",))["test"]
     told = check_splits(run_of(Path(config.ckpt)), {"test": loader.dataset})
@@ -351,6 +356,7 @@ def score(
     """Measure what the flags ask for, and write it into the run folder."""
     flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "noise")
     about = {flag: getattr(config, flag) for flag in flags} | {"release_mode": config.release}
+    about |= {flag: value for flag in ARRAY_FLAGS if (value := getattr(config, flag, None)) is not None}
     about |= {"split": "test", "checkpoint": str(config.ckpt)}
     return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
 
@@ -359,7 +365,7 @@ def predict(config: Config, state: Mapping) -> None:
     """Predict frames of the user's videos."""
     predictor = predictor_of(config, state)
     request = Request(**{field.name: getattr(config, field.name, None) for field in dataclasses.fields(Request)})
-    for line in predict_clips(request, predictor):
+    for line in (predict_arrays if config.dataname == "arrays" else predict_clips)(request, predictor):
         print(line, flush=True)
 
 
@@ -398,6 +404,7 @@ def compare(config: Config) -> None:
 def data(config: Config) -> None:
     """Read the data set as training would, say what is in it, and draw samples."""
     config.skip_bad = True  # the report names them all
+    settle_data(config, math.prod(strides(config.layer)))
     datasets = {split: loader.dataset for split, loader in build_loaders(config, prepare(config), SPLITS).items()}
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     recorder.log(report(config.dataname, datasets))

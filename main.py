@@ -14,7 +14,7 @@ from API.run.output import keep_printing
 MODES = {
     "train": "train, validate and test a model (the default mode)",
     "test": "score a checkpoint on the test set, beside baselines",
-    "predict": "predict the next frames of your own videos",
+    "predict": "predict the next frames of your own videos or arrays",
     "compare": "tested runs, or anyone's predictions, side by side",
     "explain": "draw what the filters do",
     "export": "write a model as .pt2, .onnx or .safetensors, or for the Hugging Face hub",
@@ -49,6 +49,15 @@ WHOLE, REAL, COUNT = number(int, 0), number(float, 0), number(int, -1, 0)
 SWITCH = argparse.BooleanOptionalAction
 
 
+class Shape(argparse.Action):
+    """T C H W, or T alone, where the data say the rest."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list, *_) -> None:
+        if len(values) not in (1, 4):
+            raise argparse.ArgumentError(self, "expected 4 arguments, T C H W")
+        setattr(namespace, self.dest, values)
+
+
 def steps_or_minutes(text: str) -> str:
     """An argparse type: "500" steps or "10m" minutes."""
     REAL(text[:-1]) if text.endswith("m") else WHOLE(text)
@@ -59,27 +68,34 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     """Which data, and how it is read."""
     add = parser.add_argument_group("data").add_argument
     add("--dataname", choices=PRESETS, help="data set, and with it the defaults")
-    add("--data_root", default="data", metavar="DIR", help="folder that holds the data sets")
+    add("--data_root", default="data", metavar="DIR", help="folder that holds the data sets (arrays: or a file)")
     add("--val_batch_size", type=WHOLE, metavar="N", help="sequences at once in validation and test")
     add("--num_workers", type=COUNT, metavar="N", help="processes that load data; 0: the main process")
     add("--cache_dir", metavar="DIR", help="folder for decoded videos (default: .cache in data_root)")
     add("--no_cache", action="store_true", default=False, help="decode videos anew each time they are read; slow")
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
-    resize = "cut or distort other aspect ratios (default: video crop, else stretch)"
+    resize = "cut or distort other aspect ratios (default: video and arrays crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
-    noise = "standard deviation of Gaussian noise on the past frames, of [0, 1]; never on the future"
+    noise = "sigma of Gaussian noise on past frames in [0, 1]; the future stays clean"
     add("--noise", type=number(float, -1, 0), default=0.0, metavar="SIGMA", help=noise)
     add("--split", dest="split_by", choices=("list", "subject"), help="human: published lists, which leak, or subjects")
     clip_flags(add)
+    limits = "arrays: values of 0 and 1, or those of each channel (default: least and largest)"
+    add("--value_range", type=float, nargs="+", metavar=("LOW", "HIGH"), help=limits)
+    add("--target_channels", type=COUNT, nargs="+", metavar="C", help="arrays: channels to predict (default: all)")
 
 
 def clip_flags(add: Callable) -> None:
-    """How clips are read."""
+    """How clips and arrays are read."""
+    axes = "arrays: a letter an axis, of N sequences, T, C, H, W (default: THW or NTCHW)"
+    add("--layout", metavar="LETTERS", help=axes)
+    add("--variable", metavar="NAME", help="arrays: which one, where a file holds several")
+    add("--fill_missing", metavar="RULE", help="arrays: missing values become a number, or those of the previous frame")
     add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     depths = (8, 9, 10, 12, 14, 16)
     add("--yuv_depth", type=int, choices=depths, help="bits of raw YUV (default: as its name says, else 8)")
-    layout = "FFmpeg's name of raw YUV's pixel format (default: what its name says, else yuv420p)"
+    layout = "FFmpeg's name of raw YUV's format (default: as its name says, else yuv420p)"
     add("--yuv_format", metavar="NAME", help=layout)
 
 
@@ -87,15 +103,16 @@ def generated_flags(parser: argparse.ArgumentParser) -> None:
     """How training data is generated."""
     add = parser.add_argument_group("generated data").add_argument
     add("--epoch_size", type=WHOLE, metavar="N", help="sequences an epoch (default: mmnist 10000, digits 600)")
-    held_out = "mmnist: digits held out of the 60000 to validate (default: 5000); 0: none, as in the field"
+    held_out = "mmnist: digits of 60000 held out to validate (default: 5000); in the field: 0"
     add("--val_digits", type=COUNT, metavar="N", help=held_out)
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """DFDNet's arguments; a new one is a line here and an argument there."""
     add = parser.add_argument_group("model").add_argument
-    add("--in_shape", type=WHOLE, nargs=4, metavar=("T", "C", "H", "W"), help="frames given to the model")
-    add("--out_shape", type=WHOLE, nargs=4, metavar=("T", "C", "H", "W"), help="frames asked of it")
+    shape = dict(type=WHOLE, nargs="+", action=Shape, metavar=("T", "C H W"))
+    add("--in_shape", **shape, help="frames given to the model; of arrays T is enough")
+    add("--out_shape", **shape, help="frames asked of it; of arrays T is enough")
     add("--hid_S", type=WHOLE, metavar="D", help="features a frame")
     add("--layer", type=WHOLE, metavar="N", help="depth of encoder and decoder; every second layer halves")
     add("--kernel_size", type=WHOLE, nargs="+", metavar="K", help="of the encoder's layers: one each, or one for all")
@@ -197,7 +214,7 @@ def test_flags(parser: argparse.ArgumentParser) -> None:
 def predict_flags(parser: argparse.ArgumentParser) -> None:
     """What to predict, and where to."""
     add = parser.add_argument_group("predict").add_argument
-    add("--input", metavar="PATH", help="a video, GIF, npy array or folder of images, or a folder of such")
+    add("--input", metavar="PATH", help="a clip or array of any kind that training reads, or a folder of such")
     add("--output", metavar="PATH", help="where to: .mp4 .mov .mkv .gif .npy, or a folder for PNGs")
     add("--frames", type=WHOLE, metavar="N", help="how many frames ahead (default: as in training)")
     add("--start", type=COUNT, nargs="+", metavar="N", help="first past frames (default: the last window)")
@@ -209,7 +226,7 @@ def predict_flags(parser: argparse.ArgumentParser) -> None:
 def compare_flags(parser: argparse.ArgumentParser) -> None:
     """What to compare."""
     parser.add_argument("runs", nargs="*", metavar="RUN", default=[], help="run folders, or npz files of predictions")
-    protocols = ("strict", "openstl", "release")
+    protocols = ("strict", "openstl", "release", "physical")
     parser.add_argument("--protocol", nargs="+", choices=protocols, default=["strict"], help="of the metrics")
     limits = "values of black and white in npz files (default: 0 255 for uint8, else 0 1)"
     parser.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=limits)

@@ -151,6 +151,18 @@ def how_to_fit(name: str, resize: str | None = None) -> tuple[str, str | None]:
     return resize or getattr(module, "RESIZE", "stretch"), getattr(module, "INTERPOLATION", None)
 
 
+def settle_data(config: SimpleNamespace, multiple: int) -> None:
+    """Put into config what the data decide where flags leave it open: shapes, value_range. Needs a data set with a
+    function `settle`; UserError where another one's shapes are not whole. multiple: of which H and W are to be."""
+    module = import_module(f".datasets.{config.dataname}", __package__)
+    if hasattr(module, "settle"):
+        flags = {flag: getattr(config, flag, None) for flag in DATA_FLAGS}
+        vars(config).update(module.settle(**flags, multiple=multiple))
+    for flag in ("in_shape", "out_shape"):
+        if len(shape := getattr(config, flag)) != 4:
+            raise UserError(f"--{flag} {' '.join(map(str, shape))}: give four numbers, T C H W")
+
+
 def load_data(
     name: str,
     *,

@@ -21,6 +21,17 @@ _MMNIST = dict(
     log_step=1,
 )
 
+_VIDEO = _MMNIST | dict(
+    batch_size=4,
+    val_batch_size=4,
+    in_shape=[10, 3, 128, 128],
+    out_shape=[10, 3, 128, 128],
+    hid_S=32,
+    layer_config=[1, 4, 2, 4],
+    epochs=100,
+    lr=0.005,
+)
+
 PRESETS = {
     "mmnist": _MMNIST,
     "digits": _MMNIST
@@ -76,15 +87,6 @@ PRESETS = {
         epochs=50,
         lr=0.005,
     ),
-    "video": _MMNIST
-    | dict(
-        batch_size=4,
-        val_batch_size=4,
-        in_shape=[10, 3, 128, 128],
-        out_shape=[10, 3, 128, 128],
-        hid_S=32,
-        layer_config=[1, 4, 2, 4],
-        epochs=100,
-        lr=0.005,
-    ),
+    "video": _VIDEO,
+    "arrays": _VIDEO | dict(in_shape=[10], out_shape=[10]),  # T; the rest is as in the files
 }

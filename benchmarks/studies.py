@@ -95,6 +95,8 @@ STUDIES = {
             *PEERS,
             Variant("deep 4 wide, lr 5e-3", WIDE + " --lr 5e-3"),
             Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
+            Variant("deep 4 wide, lr 5e-3, segments 2 4", WIDE + " --lr 5e-3 --segments 2 4"),
+            Variant("deep 4 wide, lr 5e-3, squared error", WIDE + " --lr 5e-3", ["mse"]),
             Variant("before", "--layer_config 1 1 1 1 --groups 2 --lr 1e-2"),
         ],
     ),

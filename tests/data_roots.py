@@ -113,6 +113,15 @@ def videos(root: Path) -> Path:
     return folder
 
 
+def arrays(root: Path) -> Path:
+    """Eight sequences of eight frames with two channels, from -3 to 7 each."""
+    values = np.random.default_rng(0).uniform(-3, 7, (8, 8, 2, 32, 32)).astype(np.float32)
+    values[..., 0, 0], values[..., 0, 1] = -3, 7
+    root.mkdir(exist_ok=True)
+    np.save(root / "field.npy", values)
+    return root
+
+
 def idx_file(path: Path, images: np.ndarray, magic: int = 2051) -> Path:
     """MNIST's format: a gzipped IDX file."""
     header = np.array([magic, *images.shape], dtype=">i4").tobytes()
@@ -138,5 +147,6 @@ ROOTS = {
     "human": (human, dict(in_shape=(2, 3, 32, 32), out_shape=(2, 3, 32, 32))),
     "sjtu4k": (sjtu4k, dict(in_shape=(2, 3, 32, 48), out_shape=(2, 3, 32, 48))),
     "taxibj": (taxi_npz, dict(in_shape=(4, 2, 32, 32), out_shape=(4, 2, 32, 32))),
+    "arrays": (arrays, dict(in_shape=(2, 2, 32, 32), out_shape=(2, 2, 32, 32))),
     "video": (videos, dict(in_shape=(2, 3, 32, 32), out_shape=(2, 3, 32, 32))),
 }

@@ -23,6 +23,7 @@ class Clip:
 
     images: the files of a folder of frames, in order; without them `path` itself is decoded. size and pixels are those
     of raw YUV: (height, width), and FFmpeg's name of the pixel format. problem: why it cannot be read, if known before.
+    part: which part of its file it is, where it is not all.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class Clip:
     size: tuple[int, int] | None = None
     pixels: str = "yuv420p"
     problem: str = ""
+    part: str = ""
 
     def fingerprint(self) -> str:
         """Changes when the source does."""

@@ -8,6 +8,8 @@ OPTIONS name the flags of API.dataloader that it takes; any other is refused. Th
     generated = True        it makes up its items: epoch e asks for the indices from e * len on
     skipped, note           what was left out, and what a reader of its scores has to know, in words
     clips                   the Clips that its windows are cut from: `data` lists them, a run keeps them in splits.json
+    scale                   the Scale of values that are not those of pixels: adds scores and pictures in their units
+    settle(…, multiple)     of the module: the flags that the data decide where they are left open, see arrays.py
     RESIZE, INTERPOLATION   of the module: how frames of other sizes are made to fit, see API/clips/fit.py
     sources(index)          (file, names of its frames) of an item; without it, overlap between splits is not checked
 """

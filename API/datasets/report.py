@@ -24,7 +24,7 @@ def report(name: str, datasets: Mapping[str, Dataset]) -> str:
             high = max(high, past.max().item(), future.max().item())
             means.append((past.mean().item() + future.mean().item()) / 2)
         clips = getattr(data, "clips", None)
-        source = f"{len(clips):,} clips of {sum(len(c.files()) for c in clips):,} files, " if clips else ""
+        source = f"{len(clips):,} clips of {len({f for c in clips for f in c.files()}):,} files, " if clips else ""
         kind = "sequences generated a pass" if getattr(data, "generated", False) else "windows"
         (T, C, H, W), T_out = past.shape, len(future)
         values = f"mean {np.mean(means):.3f}, range {low:.3f} to {high:.3f}"

@@ -8,7 +8,7 @@ import filecmp
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,11 +32,12 @@ Manifest = dict[str, list[dict] | None]
 
 def content_of(clip: Clip) -> str:
     """A name for the clip's bytes, whatever the file is called: from its size and samples of it, so that it takes no
-    longer for large files. UserError where it cannot be read."""
+    longer for large files; and which part of them it is. UserError where it cannot be read."""
     try:
-        return _content(clip.files(), clip.fingerprint())
+        content = _content(clip.files(), clip.fingerprint())
     except OSError as error:
         raise UserError(f"{error.filename or clip.path}: {error.strerror or error}") from None
+    return hashlib.sha256(f"{content} {clip.part}".encode()).hexdigest()[:32] if clip.part else content
 
 
 @lru_cache(maxsize=2**16)
@@ -111,21 +112,30 @@ def rms(x: np.ndarray) -> float:
 def split_clips(clips: Sequence[Clip], seed: int) -> dict[str, list[Clip]]:
     """Whole clips to train (8 of 10 on average), val and test: by a number in [0, 1) from the clip's content and seed.
 
-    So neither another name nor another clip beside it moves a clip. Every split has at least one: where no number is
-    low (or high) enough for test (or val), the lowest (or highest) is taken. UserError for fewer than 3 clips.
+    So neither another name nor another clip beside it moves a clip. UserError for fewer than 3 clips.
     """
     if len(clips) < 3:
         names = ", ".join(clip.name for clip in clips)
         raise UserError(f"--data_root: {len(clips)} clips ({names}) cannot be split into train, val and test; cut them")
-    number = {clip: int(hashlib.sha256(f"{seed} {content_of(clip)}".encode()).hexdigest()[:12], 16) for clip in clips}
-    order = sorted(clips, key=number.get)
-    test = max(1, sum(number[clip] < SHARE * 16**12 for clip in clips))
-    val = max(1, sum(number[clip] >= (1 - SHARE) * 16**12 for clip in clips))
-    if test + val == len(clips):  # one is needed to train, too
+    return split_by({clip: f"{seed} {content_of(clip)}" for clip in clips})
+
+
+def split_by(keys: Mapping[Hashable, str]) -> dict[str, list]:
+    """{item: key} of at least 3 items -> the items of train (8 of 10 on average), val and test, by a number in [0, 1)
+    from the key alone.
+
+    Every split has at least one: where no number is low (or high) enough for test (or val), the lowest (or highest) is
+    taken.
+    """
+    number = {item: int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) for item, key in keys.items()}
+    order = sorted(keys, key=number.get)
+    test = max(1, sum(number[item] < SHARE * 16**12 for item in keys))
+    val = max(1, sum(number[item] >= (1 - SHARE) * 16**12 for item in keys))
+    if test + val == len(keys):  # one is needed to train, too
         test, val = (test - 1, val) if test > val else (test, val - 1)
-    train_end = len(clips) - val
+    train_end = len(keys) - val
     parts = {"train": set(order[test:train_end]), "val": set(order[train_end:]), "test": set(order[:test])}
-    return {split: [clip for clip in clips if clip in part] for split, part in parts.items()}
+    return {split: [item for item in keys if item in part] for split, part in parts.items()}
 
 
 # What a run keeps of it ----------------------------------------------------------------------------------------------

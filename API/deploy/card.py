@@ -27,11 +27,11 @@ In a checkout of the reproduction:
 from {module} import {kind}
 
 model = {kind}.from_pretrained("{source}")
-future = model(past)  # past: (B, {T}, {C}, {H}, {W}), values in [0, 1]
+future = model(past)  # past: (B, {T}, {C}, {H}, {W}), values scaled to [0, 1]
 ```
 
 ```bash
-python main.py predict --ckpt {checkpoint} --input clip.mp4 --output next.mp4
+python main.py predict --ckpt {checkpoint} --input {example} --output next{kind_of_file}
 ```
 
 ## Scores
@@ -56,7 +56,7 @@ def model_card(model: nn.Module, config: Mapping, checkpoint: str, name: str, on
     told, where it lies in one. name: "owner/name" on the hub, else the folder's.
     """
     (T, C, H, W), (T_out, C_out, *_) = config["in_shape"], config["out_shape"]
-    run = run_of(Path(checkpoint))
+    run, arrays = run_of(Path(checkpoint)), config["dataname"] == "arrays"
     flags = (f"`{flag}` {shown(value)}" for flag, value in config.items() if value is not None)
     tests = tests_of(run, weights_fingerprint(checkpoint)) if run else []
     card = model.generate_model_card()
@@ -65,6 +65,7 @@ def model_card(model: nn.Module, config: Mapping, checkpoint: str, name: str, on
     card.data.eval_results = [result for test in tests for result in results_of(test)] or None
     card.text = TEXT.format(
         name=name.rpartition("/")[2], kind=type(model).__name__, module=type(model).__module__, paper=PAPER,
+        example="data.npy" if arrays else "clip.mp4", kind_of_file=".npy" if arrays else ".mp4",
         dataname=config["dataname"], T=T, C=C, H=H, W=W, T_out=T_out, C_out=C_out, source=name,
         checkpoint=f"hf://{name}" if on_hub else name, parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         scores="\n\n".join(map(table, tests)) or "No test of these weights was found beside them.",

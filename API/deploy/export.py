@@ -55,7 +55,9 @@ def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, out
     why = " (as rounding moves the model itself)" if typical > TOLERANCE else ""
     shape = ", ".join(map(str, in_shape))
     deviates = f"sequences deviate by {typical:.1e}{why}, none by more than {worst:.1e}"
-    return f"{path}: past (B, {shape}) -> future, any B; {deviates}"
+    limits = " ".join(f"{value:g}" for value in config.get("value_range") or ())
+    scaled = f"; values are scaled, LOW HIGH of each channel at 0 and 1: {limits}" if limits else ""
+    return f"{path}: past (B, {shape}) -> future, any B; {deviates}{scaled}"
 
 
 def halve(model: nn.Module, output: str | Path) -> None:

@@ -154,12 +154,24 @@ def predict_clips(request: Request, predictor: Predictor) -> Iterator[str]:
     clips of a folder were bad or too short, unless request.skip_bad.
     """
     clips = clips_at(Path(request.input), request.yuv_size, request.yuv_depth, request.yuv_format)
+    outputs = outputs_of(request, clips)
+    yield from one_by_one(clips, request, lambda clip: predict_clip(clip, request, predictor, outputs))
+
+
+def outputs_of(request: Request, clips: Sequence[Clip]) -> Outputs:
+    """Where the predictions go. Raises UserError for a place that is not to be written to."""
     several = len(clips) > 1 or len(request.start or ()) > 1 or request.every is not None
-    outputs, left_out = Outputs(Path(request.output), several, Path(request.input), clips), 0
+    return Outputs(Path(request.output), several, Path(request.input), clips)
+
+
+def one_by_one(clips: Sequence[Clip], request: Request, predict: Callable[[Clip], Iterator[str]]) -> Iterator[str]:
+    """What predict tells of each clip, a line a window. Bad ones among several are left out and named; predict_clips
+    says when that is a UserError at the end."""
+    left_out = 0
     with tqdm(unit=" windows", disable=not sys.stderr.isatty(), leave=False) as bar:
         for clip in clips:
             try:
-                for line in predict_clip(clip, request, predictor, outputs):
+                for line in predict(clip):
                     bar.clear()
                     yield line
                     bar.update()

@@ -16,7 +16,7 @@ import torch
 from .. import UserError
 from ..run.files import read_arrays, write_atomically
 from . import figures
-from .metrics import HIGHER_IS_BETTER, PROTOCOLS, Scores, describe
+from .metrics import HIGHER_IS_BETTER, PROTOCOLS, Scores, describe, metrics_of
 from .sequences import fingerprints, match
 from .test_set import BASELINES
 
@@ -47,10 +47,13 @@ class Run:
     note: str = ""
 
 
-def load_frames(path: Path, limits: tuple[float, float] | None = None) -> tuple[dict[str, np.ndarray], str]:
+def load_frames(
+    path: Path, limits: tuple[float, float] | None = None, ours: bool = False
+) -> tuple[dict[str, np.ndarray], str]:
     """(future and predicted, and past where it is there, as float32 in [0, 1]; a line about the values in the file).
 
-    limits: the values of black and white in the file, by default 0 and 255 for uint8, else 0 and 1.
+    limits: the values of black and white in the file, by default 0 and 255 for uint8, else 0 and 1. ours: they are of
+    a test here, and may leave [0, 1] where the data do.
     """
     arrays = read_arrays(path)
     for name in ("future", "predicted"):
@@ -62,7 +65,7 @@ def load_frames(path: Path, limits: tuple[float, float] | None = None) -> tuple[
     kept, notes = {}, []
     for name in ("past", "future", "predicted"):
         if name in arrays:
-            kept[name], note = scaled(arrays.pop(name), limits, name == "predicted", f"{path}: '{name}'")
+            kept[name], note = scaled(arrays.pop(name), limits, ours or name == "predicted", f"{path}: '{name}'")
             notes.append(f"{name} {note}")
     return kept, f"{path}: {', '.join(notes)}"
 
@@ -95,19 +98,23 @@ def load_run(path: Path, protocols: Sequence[str], limits: tuple[float, float] |
         raise UserError(f"{path}: there is no such run folder or file; `python main.py test` makes a tested run")
     predictions = path if path.suffix == ".npz" else path / "predictions.npz"
     tested = (path / "scores.npz").is_file()
-    frames, note = load_frames(predictions, (0, 1) if tested else limits) if predictions.is_file() else ({}, "")
+    shown = load_frames(predictions, (0, 1) if tested else limits, tested) if predictions.is_file() else ({}, "")
+    frames, note = shown
     if tested:
         arrays = read_arrays(path / "scores.npz")
         values = {name.removeprefix("model/"): a for name, a in arrays.items() if name.startswith("model/")}
         for protocol in protocols:
             if {m for metric, m in PROTOCOLS[protocol].items() if metric != "lpips"} - set(values):
                 command = f"test it again with --protocol {' '.join(protocols)}"
+                command = "its data have no scale" if protocol == "physical" else command
                 raise UserError(f"{path}: was not tested under {protocol}; {command}")
         future = arrays["sequences"][:, 1] if "sequences" in arrays else None
         baselines = {name: arrays[f"{name}/mse"] for name in ("copy_last", "black") if f"{name}/mse" in arrays}
         return Run(name_of(path), values, frames, future, baselines)
     if not frames:
         raise UserError(f"{path}: neither a tested run (scores.npz) nor predictions (predictions.npz)")
+    if "physical" in protocols:
+        raise UserError(f"{path}: --protocol physical takes run folders, of data that have a scale")
     scores = Scores(protocols)
     for predicted, future in zip(frames["predicted"], frames["future"]):
         scores.update(torch.from_numpy(predicted)[None], torch.from_numpy(future)[None])
@@ -154,9 +161,7 @@ def rows(runs: Sequence[Run], protocols: Sequence[str]) -> list[dict[str, str | 
     table, pairs = [], [same_sequences(runs[0], run) for run in runs]
     for protocol in protocols:
         for run, (theirs, ours) in zip(runs, pairs):
-            for metric, measurement in PROTOCOLS[protocol].items():
-                if measurement not in run.values:
-                    continue  # LPIPS was not asked for
+            for metric, measurement in metrics_of(protocol, run.values).items():  # LPIPS only where asked for
                 values = run.values[measurement]
                 result = describe(measurement, torch.from_numpy(values).double())
                 row = {"protocol": protocol, "run": run.name, "metric": metric, "sequences": len(values)}
@@ -206,7 +211,7 @@ def as_markdown(table: Sequence[dict]) -> str:
         chosen = [row for row in table if row["protocol"] == protocol]
         metrics = list(dict.fromkeys(row["metric"] for row in chosen))
         most = chosen[0]["sequences"]  # of the run that the others are compared with
-        lines.append(f"| {protocol} | " + " | ".join(figures.TITLES[m] for m in metrics) + " |")
+        lines.append(f"| {protocol} | " + " | ".join(figures.title_of(m) for m in metrics) + " |")
         lines.append("|---" * (len(metrics) + 1) + "|")
         for run in dict.fromkeys(row["run"] for row in chosen):
             cells = []
@@ -257,10 +262,9 @@ def compare_runs(
         write_atomically(folder / "comparison.csv", data.getvalue().encode())
     except OSError as error:
         raise UserError(f"--res_dir: cannot write to {folder} ({error.strerror or error})") from None
-    measured = PROTOCOLS[protocols[0]]
     curves = {}
     for run in runs:
-        means = {metric: run.values[name].mean(0) for metric, name in measured.items() if name in run.values}
+        means = {metric: run.values[m].mean(0) for metric, m in metrics_of(protocols[0], run.values).items()}
         curves[run.name] = {metric: {"per_frame": mean.tolist()} for metric, mean in means.items()}
     figures.frame_curves(curves, folder / "curves.png")
     shown = frames_in_all([run for run in runs if run.frames])

@@ -4,52 +4,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ..clips.scale import Scale
+from .colours import as_error, as_image, bars, font
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell them apart in print.
 MODEL, COPY, LINEAR, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 PALETTE = (MODEL, COPY, LINEAR, "#CC79A7", "#E69F00", "#56B4E9", BLACK)
 STYLES = {"model": (MODEL, "-"), "copy_last": (COPY, "--"), "linear": (LINEAR, "-."), "black": (BLACK, ":")}
-TITLES = {"mse": "MSE", "mae": "MAE", "ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS"}
+TITLES = {"mse": "MSE", "mae": "MAE", "rmse": "RMSE", "ssim": "SSIM", "psnr": "PSNR (dB)", "lpips": "LPIPS"}
 SIDE, LARGEST = 128, 320  # pixels: frames in strips are enlarged up to the one, and no larger than the other
 
 
 @dataclass
 class Row:
-    """Of a picture: a label, images (H, W, 3) uint8 or None for a gap, and the number of the first one's frame."""
+    """Of a picture: a label, images (H, W, 3) uint8 or None for a gap, the number of the first one's frame, and the
+    largest error, on [0, 1], that colours of errors tell apart."""
 
     label: str
     images: Sequence[np.ndarray | None]
     first: int = 1
+    largest: float = 0.0
 
 
-def as_image(frame: np.ndarray) -> np.ndarray:
-    """(C, H, W) in [0, 1] -> (H, W, 3) uint8: grey or colour as it is; of other channel counts the mean, in grey."""
-    frame = np.asarray(frame, dtype=np.float32).clip(0, 1)
-    if len(frame) != 3:
-        frame = frame.mean(0, keepdims=True).repeat(3, 0)
-    return (frame.transpose(1, 2, 0) * 255).round().astype(np.uint8)
-
-
-def as_error(error: np.ndarray) -> np.ndarray:
-    """(C, H, W) difference -> (H, W, 3) uint8, dark blue for none to yellow for one (the cividis scale)."""
-    from matplotlib import colormaps
-
-    return (colormaps["cividis"](np.abs(error).mean(0).clip(0, 1))[..., :3] * 255).astype(np.uint8)
-
-
-def rows_of(past: np.ndarray, future: np.ndarray, predicted: np.ndarray) -> list[Row]:
-    """(T, C, H, W) each -> the four rows of a strip."""
+def rows_of(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, scale: Scale | None = None) -> list[Row]:
+    """(T, C, H, W) each -> the four rows of a strip. With a scale, errors are of the channel that is shown, and their
+    colours reach up to the largest of them."""
+    errors, largest = predicted - future, 1.0
+    if scale:
+        past, errors = scale.known(past), errors[:, :1]
+        largest = float(np.abs(errors).max()) or 1.0
     return [
-        Row("past", [as_image(frame) for frame in past], 1 - len(past)),
-        Row("truth", [as_image(frame) for frame in future]),
-        Row("prediction", [as_image(frame) for frame in predicted]),
-        Row("|error|", [as_error(p - f) for p, f in zip(predicted, future)]),
+        Row("past", [as_image(frame, scale) for frame in past], 1 - len(past)),
+        Row("truth", [as_image(frame, scale) for frame in future]),
+        Row("prediction", [as_image(frame, scale) for frame in predicted]),
+        Row("|error|", [as_error(error, largest) for error in errors], largest=largest),
     ]
+
+
+def title_of(metric: str) -> str:
+    """A metric's name in tables; rmse_2 is that of channel 2."""
+    name, _, channel = metric.partition("_")
+    return f"{TITLES.get(name, name)} channel {channel}" if channel else TITLES.get(name, name)
 
 
 def number(frame: int) -> str:
@@ -57,25 +57,22 @@ def number(frame: int) -> str:
     return f"{frame:+d}" if frame else "0"
 
 
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of the curves."""
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
-
-
-def tiles(rows: Sequence[Row], title: str = "") -> Image.Image:
+def tiles(rows: Sequence[Row], title: str = "", scale: Scale | None = None) -> Image.Image:
     """Labelled rows of images, one below the other; frame numbers stand above a row where they are not those of the
-    row before. Small frames are enlarged, and large ones made smaller, by one factor for all."""
+    row before. Small frames are enlarged, and large ones made smaller, by one factor for all. scale: of their colours,
+    which bars at the bottom explain."""
     H, W = next(image for row in rows for image in row.images if image is not None).shape[:2]
-    scale = max(1, SIDE // max(H, W)) if max(H, W) <= LARGEST else LARGEST / max(H, W)
-    h, w, gap, line = round(H * scale), round(W * scale), 4, 18
-    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    factor = max(1, SIDE // max(H, W)) if max(H, W) <= LARGEST else LARGEST / max(H, W)
+    h, w, gap, line = round(H * factor), round(W * factor), 4, 18
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.BOX
     small, large = font(13), font(15)
     left = 3 * gap + max(round(small.getlength(text)) for row in rows for text in row.label.split("\n"))
     numbered = [k == 0 or row.first != rows[k - 1].first for k, row in enumerate(rows)]
     columns = max(len(row.images) for row in rows)
     width = max(left + columns * (w + gap), round(large.getlength(title)) + 2 * gap)
     height = gap + (line + gap) * bool(title) + sum(max(h, 36 if "\n" in row.label else line) + gap for row in rows)
-    picture = Image.new("RGB", (width, height + line * sum(numbered)), "white")
+    legend = bars(scale, width, max(row.largest for row in rows))
+    picture = Image.new("RGB", (width, height + line * sum(numbered) + len(legend)), "white")
     draw, top = ImageDraw.Draw(picture), gap
     if title:
         draw.text((gap, top), title, "black", large)
@@ -91,13 +88,15 @@ def tiles(rows: Sequence[Row], title: str = "") -> Image.Image:
                 picture.paste(Image.fromarray(image).resize((w, h), how), (x, top))
         draw.multiline_text((left - 2 * gap, top + h / 2), row.label, "black", small, anchor="rm", align="right")
         top += max(h, 36 if "\n" in row.label else line) + gap
+    if len(legend):
+        picture.paste(Image.fromarray(legend), (0, top))
     return picture
 
 
-def save_tiles(rows: Sequence[Row], path: Path, title: str = "") -> None:
+def save_tiles(rows: Sequence[Row], path: Path, title: str = "", scale: Scale | None = None) -> None:
     """Write the picture of some rows, whole or not at all."""
     partial = path.with_name(f".{path.name}")
-    tiles(rows, title).save(partial, format="PNG")
+    tiles(rows, title, scale).save(partial, format="PNG")
     partial.replace(path)
 
 
@@ -108,9 +107,11 @@ def save_figure(figure: Figure, path: Path) -> None:
     partial.replace(path)
 
 
-def strip(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path, title: str = "") -> None:
+def strip(
+    past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path, title: str = "", scale: Scale | None = None
+) -> None:
     """One sequence, (T, C, H, W) arrays, as four rows of frames: past, truth, prediction, absolute error."""
-    save_tiles(rows_of(past, future, predicted), path, title)
+    save_tiles(rows_of(past, future, predicted, scale), path, title, scale)
 
 
 def caption(text: str, width: int, height: int) -> np.ndarray:
@@ -121,22 +122,31 @@ def caption(text: str, width: int, height: int) -> np.ndarray:
     return np.asarray(line)
 
 
-def gif(past: np.ndarray, future: np.ndarray, predicted: np.ndarray, path: Path, scale: int = 3) -> None:
+def gif(
+    past: np.ndarray,
+    future: np.ndarray,
+    predicted: np.ndarray,
+    path: Path,
+    enlarge: int = 3,
+    scale: Scale | None = None,
+) -> None:
     """One sequence, (T, C, H, W) arrays, moving: truth, prediction and error side by side, the past before them."""
     H, W = past.shape[-2:]
-    scale = max(1, min(scale, 512 // max(H, W)) if max(H, W) > 170 else scale)
-    blank = np.full((H, W, 3), 32, np.uint8)
-    frames = [(as_image(p), as_image(p), blank) for p in past]
-    frames += [(as_image(f), as_image(p), as_error(p - f)) for f, p in zip(future, predicted)]
-    pictures = []
+    enlarge = max(1, min(enlarge, 512 // max(H, W)) if max(H, W) > 170 else enlarge)
+    h, w, blank = H * enlarge, W * enlarge, np.full((H, W, 3), 32, np.uint8)
+    *_, errors = rows = rows_of(past, future, predicted, scale)
+    shown, truth, prediction, error = (row.images for row in rows)
+    frames = [*((image, image, blank) for image in shown), *zip(truth, prediction, error)]
+    legend, pictures = Image.fromarray(bars(scale, (w + 4) * 3, errors.largest)), []
     for place, images in enumerate(frames, 1 - len(past)):
-        picture = Image.new("RGB", ((W * scale + 4) * 3, H * scale + 16), "white")
+        picture = Image.new("RGB", ((w + 4) * 3, h + 16 + legend.height), "white")
+        picture.paste(legend, (0, h + 16))
         names = ("truth", "prediction", "|error|") if place > 0 else ("past", "", "")
         texts = (f"{number(place)} {names[0]}", *names[1:])
         for k, (image, text) in enumerate(zip(images, texts)):
-            left = k * (W * scale + 4) + 2
-            picture.paste(Image.fromarray(caption(text, W * scale, 14)), (left, 0))
-            picture.paste(Image.fromarray(image).resize((W * scale, H * scale), Image.Resampling.NEAREST), (left, 14))
+            left = k * (w + 4) + 2
+            picture.paste(Image.fromarray(caption(text, w, 14)), (left, 0))
+            picture.paste(Image.fromarray(image).resize((w, h), Image.Resampling.NEAREST), (left, 14))
         pictures.append(picture)
     partial = path.with_name(f".{path.name}")
     pictures[0].save(partial, format="GIF", save_all=True, append_images=pictures[1:], duration=200, loop=0)
@@ -190,7 +200,7 @@ def frame_curves(results: Mapping[str, Mapping], path: Path, title: str = "") ->
                 side = "above" if min(black) > high else "below"
                 text = f"black: {min(black):.3g} to {max(black):.3g}, {side}"
                 axis.text(0.5, 1.0, text, fontsize=6.5, ha="center", va="bottom", transform=axis.transAxes)
-        axis.set_title(TITLES.get(metric, metric), pad=14)
+        axis.set_title(title_of(metric), pad=14)
         longest = max(len(result[metric]["per_frame"]) for result in results.values() if metric in result)
         axis.set(xlabel="future frame", xlim=(0.5, longest + 0.5))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -216,7 +226,9 @@ def contact_sheet(datasets: Mapping[str, Sequence], path: Path, samples: int = 4
     """For every split a few windows, evenly spaced, one a line: past frames, then future frames."""
     rows = []
     for split, data in datasets.items():
+        scale = getattr(data, "scale", None)
         for index in np.linspace(0, len(data) - 1, min(samples, len(data))).astype(int):
             past, future = (x.numpy() for x in data[int(index)])
-            rows.append(Row(f"{split} {index}", [as_image(frame) for frame in (*past, *future)], 1 - len(past)))
-    save_tiles(rows, path)
+            past = scale.known(past) if scale else past
+            rows.append(Row(f"{split} {index}", [as_image(frame, scale) for frame in (*past, *future)], 1 - len(past)))
+    save_tiles(rows, path, scale=scale)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import UserError
+from ..clips.scale import Scale
 from .figures import rows_of, tiles
 
 PICTURE = "past, truth, prediction, error"
@@ -130,8 +131,11 @@ class Loggers:
     A context: they are closed at its end. Raises UserError where the package of one is missing.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path, epoch: int, flags: Mapping) -> None:
-        """epoch: how many are done. flags: shown beside the scores."""
+    def __init__(
+        self, names: Sequence[str], folder: Path, epoch: int, flags: Mapping, scale: Scale | None = None
+    ) -> None:
+        """epoch: how many are done. flags: shown beside the scores. scale: of the frames that are shown."""
+        self.scale = scale
         flags = {name: value for name, value in flags.items() if value is not None}
         self.loggers = [LOGGERS[name](folder, epoch, flags) for name in dict.fromkeys(names) if name != "none"]
 
@@ -148,7 +152,8 @@ class Loggers:
             return
         numbers, picture = tagged(record), None
         if shown is not None:
-            picture = np.asarray(tiles(rows_of(*(x.float().cpu().numpy() for x in shown))))
+            rows = rows_of(*(x.float().cpu().numpy() for x in shown), self.scale)
+            picture = np.asarray(tiles(rows, scale=self.scale))
         for logger in self.loggers:
             logger.epoch(epoch, numbers, picture)
 

@@ -6,40 +6,59 @@ Published tables of this field differ in convention, so a number needs its proto
     openstl   SSIM with data_range 2, what scikit-image once assumed for floats
     release   as openstl, PSNR on uint8 whose difference and square wrap around at 256; no LPIPS
 
-MSE and MAE are sums over C, H, W of a frame. Predictions are clipped to [0, 1] for SSIM, PSNR and LPIPS, not for MSE
-and MAE.
+    physical  MSE, MAE and RMSE of the values that [0, 1] stands for, of data sets that have a scale
+
+MSE and MAE are sums over C, H, W of a frame, RMSE is that of an element. Predictions are clipped to [0, 1] for SSIM,
+PSNR and LPIPS, not for the others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import UserError
+from ..clips.scale import Scale
 
 # metric -> the measurement that it is under a protocol
 PROTOCOLS = {
     "strict": {"mse": "mse", "mae": "mae", "ssim": "ssim", "psnr": "psnr", "lpips": "lpips"},
     "openstl": {"mse": "mse", "mae": "mae", "ssim": "ssim_range_2", "psnr": "psnr", "lpips": "lpips"},
     "release": {"mse": "mse", "mae": "mae", "ssim": "ssim_range_2", "psnr": "psnr_wrapped"},
+    "physical": {"mse": "physical_mse", "mae": "physical_mae", "rmse": "physical_rmse"},
 }
-METRICS = ("mse", "mae", "ssim", "psnr", "lpips")
 HIGHER_IS_BETTER = {"ssim", "psnr"}
 PSNR_CEILING = 100.0  # dB, for equal frames, whose PSNR is infinite
 CHUNK = 2**18  # pixels measured at once: what stays in a processor's cache
 CHUNK_CUDA = 2**24
 
 
-def measure(predicted: Tensor, future: Tensor, measurements: Sequence[str], lpips: Callable | None = None) -> dict:
+def metrics_of(protocol: str, measured: Iterable[str]) -> dict[str, str]:
+    """{metric: measurement} of a protocol, as far as it was measured; of physical values the RMSE of channels, too."""
+    measured = list(measured)
+    named = {metric: name for metric, name in PROTOCOLS[protocol].items() if name in measured}
+    channels = [name for name in measured if name.startswith("physical_rmse_")] if protocol == "physical" else []
+    return named | {name.removeprefix("physical_"): name for name in channels}
+
+
+def measure(
+    predicted: Tensor,
+    future: Tensor,
+    measurements: Sequence[str],
+    lpips: Callable | None = None,
+    scale: Scale | None = None,
+) -> dict:
     """predicted, future (B, T, C, H, W) -> {measurement: (B, T)}, on their device, in float32."""
     B, T = future.shape[:2]
     frames = [x.float().flatten(0, 1) for x in (predicted, future)]  # (B*T, C, H, W)
     step = max(1, (CHUNK_CUDA if future.is_cuda else CHUNK) // frames[0][0].numel())
-    parts = [_measure(*pair, measurements, lpips) for pair in zip(*(x.split(step) for x in frames))]
+    parts = [_measure(*pair, measurements, lpips, scale) for pair in zip(*(x.split(step) for x in frames))]
     return {name: torch.cat([part[name] for part in parts]).view(B, T) for name in measurements}
 
 
-def _measure(predicted: Tensor, future: Tensor, measurements: Sequence[str], lpips: Callable | None) -> dict:
+def _measure(
+    predicted: Tensor, future: Tensor, measurements: Sequence[str], lpips: Callable | None, scale: Scale | None
+) -> dict:
     """(N, C, H, W) -> {measurement: (N)}."""
     error = predicted - future
     clipped = predicted.clamp(0, 1)
@@ -57,7 +76,25 @@ def _measure(predicted: Tensor, future: Tensor, measurements: Sequence[str], lpi
         out |= dict(zip(ranges, ssim(clipped, future, tuple(ranges.values()))))
     if "lpips" in measurements:
         out["lpips"] = lpips(clipped, future)
+    if "physical_mse" in measurements:
+        out |= physical(error, scale)
     return out
+
+
+def physical(error: Tensor, scale: Scale) -> dict:
+    """Errors (N, C, H, W) in [0, 1] -> those of the values, {"physical_mse", …: (N)}; where there are several channels,
+    whose units may differ, the RMSE of each, too."""
+    spans = torch.tensor(scale.spans, dtype=error.dtype).to(error.device, non_blocking=True)
+    squares = error.square().mean((2, 3)) * spans.square()  # (N, C)
+    pixels = error[0, 0].numel()
+    out = {"physical_mse": pixels * squares.sum(1), "physical_rmse": squares.mean(1).sqrt()}
+    out["physical_mae"] = pixels * (error.abs().mean((2, 3)) * spans).sum(1)
+    return out | dict(zip(rmse_of_channels(scale), squares.sqrt().unbind(1)))
+
+
+def rmse_of_channels(scale: Scale) -> list[str]:
+    """The measurements of each predicted channel, named after its number in the past; none for one alone."""
+    return [f"physical_rmse_{channel}" for channel in scale.targets] if len(scale.targets) > 1 else []
 
 
 def psnr(predicted: Tensor, future: Tensor) -> Tensor:
@@ -141,24 +178,27 @@ class Scores:
     """Collects the metrics of many sequences: batches of any size in, means and their errors out.
 
     Keeps a few numbers a sequence and frame, on the device, no frames. Nothing waits for the device before `values`.
-    lpips: a function (N, C, H, W) twice -> (N), for the metric of that name; without it LPIPS is left out.
+    lpips: a function (N, C, H, W) twice -> (N), for the metric of that name; without it LPIPS is left out. scale: of
+    the frames, for the protocol physical; without it that one is empty.
     """
 
-    def __init__(self, protocols: Sequence[str] = ("strict",), lpips: Callable | None = None) -> None:
+    def __init__(
+        self, protocols: Sequence[str] = ("strict",), lpips: Callable | None = None, scale: Scale | None = None
+    ) -> None:
         unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
         if unknown:
             raise UserError(f"--protocol {unknown[0]}: unknown, choose from {', '.join(PROTOCOLS)}")
-        self.lpips = lpips
-        self.protocols = {
-            name: {metric: m for metric, m in PROTOCOLS[name].items() if metric != "lpips" or lpips}
-            for name in protocols
-        }
+        self.lpips, self.scale = lpips, scale
+        given = {"lpips": lpips, "physical": scale}  # what measurements of that kind take
+        known = [m for name in protocols for m in PROTOCOLS[name].values() if given.get(m.partition("_")[0], True)]
+        known += rmse_of_channels(scale) if scale else []
+        self.protocols = {name: metrics_of(name, known) for name in protocols}
         self.measurements = tuple(dict.fromkeys(m for metrics in self.protocols.values() for m in metrics.values()))
         self.kept = {name: Kept() for name in self.measurements}
 
     def update(self, predicted: Tensor, future: Tensor) -> None:
         """Add a batch: predicted, future (B, T, C, H, W)."""
-        for name, values in measure(predicted, future, self.measurements, self.lpips).items():
+        for name, values in measure(predicted, future, self.measurements, self.lpips, self.scale).items():
             self.kept[name].add(values)
 
     def values(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from ..machine.device import Machine
 from ..run.progress import Progress
 from ..run.recorder import Recorder
 from . import figures
-from .metrics import PROTOCOLS, Kept, Scores, describe
+from .metrics import Kept, Scores, describe, metrics_of
 from .results import add_earlier, checkpoint_name, circumstances, folder_for, weights_fingerprint, write_test
 from .sequences import digest, fingerprints
 
@@ -34,12 +34,16 @@ def evaluate(
 
     about: what is tested, {"dataname", "checkpoint", and what else test.json shall say}.
 
+    Where the data set has a scale, the protocol physical comes on top.
+
     Writes test.json (about, what it was measured on, and {protocol: {"model" or baseline: {metric: …}}}), scores.npz
     (the numbers of every sequence and frame), predictions.npz of save_predictions sequences, and figures: see
     results.py for where. Returns test.json's content. Each of many processes computes its share; the first one writes.
     """
     model.eval()
-    scores = {name: Scores(protocols, lpips) for name in ("model", *BASELINES)}
+    scale = getattr(loader.dataset, "scale", None)
+    protocols = [p for p in protocols if p != "physical"] + (["physical"] if scale else [])
+    scores = {name: Scores(protocols, lpips, scale) for name in ("model", *BASELINES)}
     sequences, kept = Kept(), {name: Kept() for name in ("past", "future", "predicted")}
     progress, done = Progress(len(loader), "test", machine.world.main), 0
     for step, batch in enumerate(loader, 1):
@@ -48,8 +52,9 @@ def evaluate(
         with machine.autocast():
             predicted = model(past)
         scores["model"].update(predicted, future)
+        known = scale.known(past) if scale else past
         for name, baseline in BASELINES.items():
-            scores[name].update(baseline(past, future), future)
+            scores[name].update(baseline(known, future), future)
         if done < save_predictions:
             for store, frames in zip(kept.values(), (past, future, predicted)):
                 store.add(frames[: save_predictions - done].float().cpu())
@@ -96,8 +101,12 @@ def result_of(protocol: str, arrays: Mapping[str, np.ndarray]) -> dict[str, dict
     """{"model/mse": (N, T), …} -> {"model" or baseline: {metric: its mean and so on}}, JSON-ready."""
 
     def one(name: str) -> dict[str, dict]:
-        found = {metric: (m, arrays.get(f"{name}/{m}")) for metric, m in PROTOCOLS[protocol].items()}
-        return {k: describe(m, torch.from_numpy(v).double()) for k, (m, v) in found.items() if v is not None}
+        values = {
+            key.partition("/")[2]: torch.from_numpy(v).double()
+            for key, v in arrays.items()
+            if key.startswith(f"{name}/")
+        }
+        return {metric: describe(m, values[m]) for metric, m in metrics_of(protocol, values).items()}
 
     return {name: one(name) for name in ("model", *BASELINES)}
 
@@ -138,15 +147,16 @@ def draw_examples(
             predicted = model(past[None].to(machine.device))[0]
         sequence = [x.float().cpu().numpy() for x in (past, future, predicted)]
         title = f"{name} of the test set: sequence {int(index)}" + (f" ({note})" if note else "")
-        figures.strip(*sequence, folder / f"{name}.png", title)
-        figures.gif(*sequence, folder / f"{name}.gif")
+        scale = getattr(dataset, "scale", None)
+        figures.strip(*sequence, folder / f"{name}.png", title, scale)
+        figures.gif(*sequence, folder / f"{name}.gif", scale=scale)
 
 
 def table(results: Mapping[str, Mapping[str, Mapping]]) -> str:
     """{protocol: {"model" or baseline: {metric: …}}} as lines, side by side."""
     lines = []
     for protocol, rows in results.items():
-        lines.append(f"{protocol:<12}" + "".join(f"{figures.TITLES[metric]:>20}" for metric in rows["model"]))
+        lines.append(f"{protocol:<12}" + "".join(f"{figures.title_of(metric):>20}" for metric in rows["model"]))
         for name, result in rows.items():
             cells = (f"{r['mean']:.4g} ({r['standard_error']:.2g})" for r in result.values())
             lines.append(f"{name:<12}" + "".join(f"{cell:>20}" for cell in cells))

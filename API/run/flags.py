@@ -11,16 +11,18 @@ from .recorder import claim, refuse_checkpoints, run_of
 from .release import infer_args, infer_release_args, is_release
 from .weights import as_checkpoint
 
+# How --dataname arrays reads its files.
+ARRAY_FLAGS = ("layout", "variable", "fill_missing", "value_range", "target_channels")
 # Passed on to the data set and its loader.
 DATA_FLAGS = (
     "data_root", "in_shape", "out_shape", "batch_size", "val_batch_size", "num_workers", "seed", "cache_dir",
     "no_cache", "skip_bad", "resize", "stride", "split_by", "yuv_size", "yuv_depth", "yuv_format", "epoch_size",
-    "val_digits", "noise",
+    "val_digits", "noise", *ARRAY_FLAGS,
 )  # fmt: skip
 # What, beside the model's flags, affects the results of a run, and must not change under it.
 FIXED_FLAGS = (
     "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
-    "noise",
+    "noise", *ARRAY_FLAGS,
 )  # fmt: skip
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
@@ -64,6 +66,9 @@ def take_up(
     if mode == "predict":  # its clips are not those that the checkpoint was trained on
         own = ("skip_bad", "yuv_size", "yuv_depth", "yuv_format")
         vars(config).update({flag: (defaults | given)[flag] for flag in own})
+        unused = [flag for flag in ARRAY_FLAGS if given.get(flag) is not None]
+        if unused and config.dataname != "arrays":
+            raise UserError(f"--{unused[0]}: the checkpoint is of --dataname {config.dataname}, which does not use it")
     if mode in ("test", "explain") and not given.get("ex_name"):
         path = Path(checkpoint)
         folder = run_of(path) or Path(config.res_dir, path.stem if path.is_file() else path.name)

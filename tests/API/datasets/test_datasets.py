@@ -188,7 +188,7 @@ def test_every_preset_trains_and_tests_on_files_in_the_real_format(name, tmp_pat
     assert np.isfinite(record["train_loss"])
 
 
-@pytest.mark.parametrize("name", ["human", "video", "taxibj", "mmnist"])
+@pytest.mark.parametrize("name", ["human", "video", "taxibj", "mmnist", "arrays"])
 def test_data_mode_reports_files_windows_values_and_overlap_and_draws_samples(name, tmp_path, monkeypatch, capsys, few):
     monkeypatch.chdir(tmp_path)
     flags = flags_of(name, tmp_path / "data")

@@ -2,8 +2,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
+from API.clips.scale import Scale
 from API.evaluation import figures
 
 RED = [200, 9, 9]
@@ -25,7 +27,7 @@ def test_a_strip_is_a_picture_with_something_in_it(sequence, tmp_path):
 
 def test_a_gif_has_a_picture_for_every_frame_and_shows_the_truth_left(sequence, tmp_path):
     past, future, predicted = sequence
-    figures.gif(past, future, predicted, tmp_path / "a.gif", scale=2)
+    figures.gif(past, future, predicted, tmp_path / "a.gif", enlarge=2)
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 10
         animation.seek(7)
@@ -129,3 +131,35 @@ def test_curves_are_drawn_from_the_records(tmp_path):
     result = {"mse": {"per_frame": [1.0, 2.0]}, "ssim": {"per_frame": [0.9, 0.8]}}
     figures.frame_curves({"model": result, "copy_last": result}, tmp_path / "frames.png")
     assert all(Image.open(tmp_path / name).size[0] > 400 for name in ("training.png", "frames.png"))
+
+
+# Values on a scale of colours ----------------------------------------------------------------------------------------
+
+
+def test_a_scale_shows_one_channel_in_colours_that_rise_with_it():
+    scale = Scale([0, 1], 2)
+    frame = np.stack([np.array([[0.0, 0.5, 1.0, 1.7, -0.3]]), np.full((1, 5), 0.9)])
+    expected = [colormaps["viridis"](float(v), bytes=True)[:3] for v in (0.0, 0.5, 1.0, 1.0, 0.0)]
+    assert np.abs(figures.as_image(frame, scale)[0].astype(int) - np.array(expected, int)).max() <= 1
+
+
+def test_bars_say_which_values_the_colours_stand_for(tmp_path, monkeypatch):
+    drawn = []
+    draw = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, xy, text, *a, **k: drawn.append(text) or draw(self, xy, text, *a, **k)
+    )
+    rng = np.random.default_rng(0)
+    past, future = rng.random((4, 3, 16, 24)), rng.random((6, 1, 16, 24))
+    predicted = future.copy()
+    predicted[3, 0, 5, 5] += 0.1
+    scale = Scale([0, 1, 200.5, 310, 0, 1], 3, [1], "t2m (K)")
+    figures.strip(past, future, predicted, tmp_path / "a.png", "title", scale)
+    assert {"200.5", "310", "t2m (K), channel 1", "0", "10.95", "|error|"} <= set(drawn)
+    error = figures.rows_of(past, future, predicted, scale)[3].images[3].astype(int)
+    assert error[5, 5].tolist() == pytest.approx(colormaps["cividis"](1.0, bytes=True)[:3], abs=1)
+    assert error[0, 0].tolist() == pytest.approx(colormaps["cividis"](0.0, bytes=True)[:3], abs=1)
+    figures.gif(past, future, predicted, tmp_path / "a.gif", scale=scale)
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.n_frames == 10
+        assert animation.size == ((24 * 3 + 4) * 3, 16 * 3 + 16 + 34)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from API.clips.scale import Scale
 from API.evaluation.lpips import load_lpips
 from API.evaluation.metrics import PROTOCOLS, PSNR_CEILING, Scores
 
@@ -153,3 +154,24 @@ def test_frames_smaller_than_the_window_are_refused():
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(ValueError, match="--protocol"):
         Scores(["nonsense"])
+
+
+def test_physical_scores_are_those_of_the_values_whose_channels_have_their_own_units():
+    past_channels, limits = 3, [0, 1, -30, 50, 900, 1100]
+    scale = Scale(limits, past_channels, [1, 2])
+    predicted, future = torch.rand(2, 4, 5, 2, 9, 11)
+    scores = Scores(["strict", "physical"], scale=scale)
+    scores.update(predicted, future)
+    values = scores.values()
+    error = (predicted - future).numpy() * np.array([80, 200])[:, None, None]
+    expected = {
+        "physical_mse": (error**2).sum((2, 3, 4)),
+        "physical_mae": np.abs(error).sum((2, 3, 4)),
+        "physical_rmse": np.sqrt((error**2).mean((2, 3, 4))),
+        "physical_rmse_1": np.sqrt((error[:, :, 0] ** 2).mean((2, 3))),
+        "physical_rmse_2": np.sqrt((error[:, :, 1] ** 2).mean((2, 3))),
+    }
+    for name, value in expected.items():
+        assert np.allclose(values[name], value, rtol=1e-5), name
+    assert list(scores.summary()["physical"]) == ["mse", "mae", "rmse", "rmse_1", "rmse_2"]
+    assert "physical_mse" not in Scores(["strict"], scale=scale).measurements
