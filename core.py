@@ -1,6 +1,7 @@
 """Build, accelerate, train, validate, test: what main.py's modes do. Loops receive what they use and return numbers."""
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,7 @@ from API.run.release import convert_release, infer_release_args, is_release, loa
 from API.run.state import TrainingState
 from API.run.weights import as_checkpoint, load_fitting
 from API.speed import accelerate
+from API.speed.graphs import Graphed
 from API.speed.inference import prepare_inference
 from DFDNet import DFDNet, check_sizes, strides
 from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
@@ -192,13 +194,15 @@ def train_epochs(
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
+    log_once = functools.cache(recorder.log)
+    graphed = functools.partial(Graphed, model=run.model, tell=log_once) if config.graphs else None
     while run.epoch < config.epochs:
         epoch = run.epoch + 1
         title = f"epoch {epoch}/{config.epochs}"
         batches.epoch, batches.start = run.epoch, run.step
         guard = Guard(run.model, run.optimizer, config.on_nonfinite, recorder.bad_batch, title, run.skipped)
         record = {"epoch": epoch} | train_one_epoch(
-            forward, criterion, loaders["train"], run, guard, machine, config.grad_clip, config.accumulate
+            forward, criterion, loaders["train"], run, guard, machine, config.grad_clip, config.accumulate, graphed
         )
         shown = None
         if epoch % config.log_step == 0 or epoch == config.epochs:
@@ -221,30 +225,39 @@ def train_one_epoch(
     machine: Machine,
     grad_clip: float | None = None,
     accumulate: int = 1,
+    graphed: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None,
 ) -> dict[str, float]:
     """One pass: {"train_loss", "lr", "seconds", "sequences_per_second", "waiting" (share of time waiting for data),
     "skipped" (steps not taken, as loss or gradient was not finite)}.
 
     run: optimizer and schedule, and the steps done before, which the loader leaves out. guard: judges every step.
-    accumulate: a batch is computed in so many parts. Nothing in a step waits for a GPU.
+    accumulate: a batch is computed in so many parts. graphed: makes a CUDA graph of forward, loss and backward, another
+    one every epoch. Nothing in a step waits for a GPU.
     Raises UserError at a loss or gradient that is not finite, unless guard skips.
     """
     model.train()
     optimizer, scheduler, world = run.optimizer, run.scheduler, machine.world
     pace = Pace(loader, machine, guard.title, run.step)
     total = torch.tensor(run.total, device=machine.device)
-    for batch in pace:
-        guard.begin()
-        optimizer.zero_grad(set_to_none=True)
+
+    def forward_backward(past: Tensor, future: Tensor) -> Tensor:
+        """(B, T, C, H, W), (B, T_out, C_out, H, W) -> the loss; its gradient is added to the parameters'."""
         loss = torch.zeros((), device=machine.device)
-        parts = list(zip(*(x.chunk(accumulate) for x in batch)))
-        for past, future in parts:  # (B, T, C, H, W), (B, T_out, C_out, H, W)
+        parts = list(zip(past.chunk(accumulate), future.chunk(accumulate)))
+        for past, future in parts:
             with without_exchange(model, skip=past is not parts[-1][0]):
                 with machine.autocast():
                     predicted = model(past)
                 part = criterion(predicted, future) / len(parts)
                 part.backward()
             loss += part.detach()
+        return loss
+
+    compute = graphed(forward_backward) if graphed else forward_backward
+    for batch in pace:
+        guard.begin()
+        optimizer.zero_grad(set_to_none=True)
+        loss = compute(*batch)
         loss = world.sum(loss) / world.size
         norm = gradient_norm(guard.parameters, grad_clip)
         if guard.passes(pace.step, loss, norm, batch):
@@ -299,6 +312,8 @@ def trained(config: Config, state: Mapping, machine: Machine, exact: bool = Fals
     if config.compile and config.mode != "train":  # only if asked for: for a few batches it takes longer than it saves
         some = example(config, machine, config.val_batch_size)
         print(*accelerate(model, model.blocks(), compile=True, example=some, autocast=machine.autocast), sep="\n")
+    if config.graphs:
+        model.predict_once = Graphed(model.predict_once, model, print)
     return model
 
 
@@ -306,7 +321,8 @@ def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str 
     """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
     given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
     defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
-    defaults |= dict(deterministic=False, plain=False, compile=False, seed=1, dataname="mmnist")  # as main.py has them
+    defaults |= dict.fromkeys(("deterministic", "plain", "compile", "graphs"), False)  # as main.py has them
+    defaults |= dict(seed=1, dataname="mmnist")
     config, state = settle_flags(defaults, given, checkpoint)
     return predictor_of(config, state)
 

@@ -174,6 +174,7 @@ def machine_flags(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("auto", "fp32", "tf32", "bf16"), default="auto", help=precision)
     add("--amp", dest="precision", action="store_const", const="bf16", help="short for --precision bf16")
     add("--compile", action=SWITCH, help="compile the blocks (default: to train, on GPUs that have bf16)")
+    add("--graphs", action=SWITCH, default=False, help="replay steps as CUDA graphs, in which Python runs no more")
     add("--plain", action=SWITCH, default=False, help="apply nothing of API/speed: to debug, or to compare with")
     add("--deterministic", action=SWITCH, default=False, help="the same bits every time, also on a GPU; slower")
     add(

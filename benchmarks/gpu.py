@@ -119,11 +119,11 @@ def tests(s: Measurement) -> dict:
 
 
 def speed(s: Measurement) -> dict:
-    """Product, plain and TAU, in every precision and at every batch size; launches; peak memory beside summary's."""
+    """Eager, compiled, graphed, plain, TAU, in every precision and batch size; kernels; memory beside summary's."""
     flags = ["--models", "digits", "--rounds", 1, "--kinds", "fp32", "--batches", 2] if s.toy else [
         "--models", "mmnist", "--rounds", 3, "--batches", 1, 4, 16, 64]  # fmt: skip
     result = s.benchmark("speed.py", *flags)
-    choices = {"product": "eager", "plain": "eager", "compiled": "--compile"}
+    choices = {"product": "eager", "plain": "eager", "compiled": "--compile"}  # a graph's memory is taken at capture
     for found in result.values():
         counted = {"tf32": found["counted"]["fp32"]} | found["counted"]
         found["peak_beside_summary"] = {

@@ -124,7 +124,8 @@ def builder(model: str):
 def measure_model(model: str, args: argparse.Namespace, kinds: Sequence[str], gpu: bool):
     """Yields {"train": rows, "infer": rows, …} after every batch size, more complete each time."""
     device, result = "cuda" if gpu else "cpu", {"train": [], "infer": [], "accelerate_seconds": {}, "counts": {}}
-    names = [n for n in args.subjects if (n != "TAU" or model == "mmnist") and (n != "compiled" or args.compile)]
+    there = {"TAU": model == "mmnist", "compiled": args.compile, "graphed": args.compile and gpu}
+    names = [name for name in args.subjects if there.get(name, True)]
     flops = {name: forward_flops(name, model) for name in names}
     where = {name: REPO for name in names} | {AGAINST + folder.name: folder.resolve() for folder in args.against}
     preset = PRESETS[model]["batch_size"]
@@ -159,7 +160,9 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--models", nargs="+", default=["mmnist", "digits"], choices=PRESETS, help="presets")
-    parser.add_argument("--subjects", nargs="+", default=["product", "compiled", "plain", "TAU"], help="who is timed")
+    parser.add_argument(
+        "--subjects", nargs="+", default=["product", "compiled", "graphed", "plain", "TAU"], help="who is timed"
+    )
     parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="DIR", help="other checkouts")
     parser.add_argument("--kinds", nargs="+", choices=("fp32", "tf32", "bf16"), help="precisions (default: all)")
     parser.add_argument("--batches", type=int, nargs="+", help="default: the preset's; on a CPU 2 of mmnist")
@@ -186,7 +189,7 @@ def run(argv: Sequence[str] | None = None) -> None:
             write_result(args.output or RESULTS / ("speed_cuda.json" if gpu else "speed.json"), results, seed=1)
     if "mmnist" in results:
         best = max(row["sequences_per_second"] for row in results["mmnist"]["train"] if row["subject"] in
-                   ("product", "compiled"))  # fmt: skip
+                   ("product", "compiled", "graphed"))  # fmt: skip
         print(f"2000 epochs of Moving MNIST at the best pace: {2000 * 10_000 / best / 3600:.0f} hours")
 
 

@@ -1,6 +1,6 @@
 """One of those that speed.py times, in a process of its own, where no other's settings reach it.
 
-    python benchmarks/subject.py REPO NAME MODEL DEVICE      NAME: product, compiled, plain, TAU or matrices
+    python benchmarks/subject.py REPO NAME MODEL DEVICE      NAME: product, compiled, graphed, plain, TAU or matrices
 
 It answers requests, one JSON object a line: {"what", "kind", "batch"} -> ANSWER {…}, where what is
     train, infer    {"seconds"} of a step: forward, loss, backward, Adam; or of a prediction
@@ -15,6 +15,7 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,12 @@ from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
-FLAGS = {"product": ["--no-compile"], "compiled": ["--compile"], "plain": ["--plain"]}
+FLAGS = {
+    "product": ["--no-compile"],
+    "compiled": ["--compile"],
+    "graphed": ["--compile", "--graphs"],  # on a GPU alone
+    "plain": ["--plain"],
+}
 
 
 class Product:
@@ -68,6 +74,10 @@ class Product:
         """Everything set as --precision sets it; gives the autocast context."""
         self.machine.precision = kind
         return self.machine.autocast()
+
+    def replayed(self, function: Callable[..., Tensor], model: nn.Module) -> Callable[..., Tensor]:
+        """function as a CUDA graph, with --graphs."""
+        return self.core.Graphed(function, model, print) if getattr(self.config, "graphs", False) else function
 
 
 class Former(Product):
@@ -118,27 +128,51 @@ class Other:
     def precision(self, kind: str) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=kind == "bf16")
 
+    def replayed(self, function: Callable[..., Tensor], model: nn.Module) -> Callable[..., Tensor]:
+        return function
+
 
 def train(subject: Product | Other, kind: str, batch: int) -> None:
     """One training step."""
-    model, criterion, optimizer = subject.training
-    past, future = inputs(subject, batch)
+    _, _, optimizer = subject.training
     for group in optimizer.param_groups:
         group["lr"] = 1e-5  # on noise: keep the weights sound
-    with subject.precision(kind):
-        predicted = model(past)
-    criterion(predicted, future).backward()
+    forward_backward(subject, kind, batch)(*inputs(subject, batch))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+@functools.lru_cache(maxsize=len(DTYPES))  # graphs of another batch size give their memory back
+def forward_backward(subject: Product | Other, kind: str, batch: int) -> Callable[..., Tensor]:
+    """What computes the loss of a batch of this size and its gradient."""
+    model, criterion, _ = subject.training
+
+    def compute(past: Tensor, future: Tensor) -> Tensor:
+        with subject.precision(kind):
+            predicted = model(past)
+        loss = criterion(predicted, future)
+        loss.backward()
+        return loss.detach()
+
+    return subject.replayed(compute, model)
 
 
 @torch.no_grad()
 def infer(subject: Product | Other, kind: str, batch: int) -> None:
     """One prediction."""
-    autocast, (past, _) = subject.precision(kind), inputs(subject, batch)
+    predict(subject, kind, batch)(inputs(subject, batch)[0])
+
+
+@functools.lru_cache(maxsize=len(DTYPES))
+def predict(subject: Product | Other, kind: str, batch: int) -> Callable[[Tensor], Tensor]:
+    """What predicts from a batch of this size."""
     model = subject.predictor(kind)  # prepared without autocast
-    with autocast:
-        model(past)
+
+    def compute(past: Tensor) -> Tensor:
+        with subject.precision(kind):
+            return model(past)
+
+    return subject.replayed(compute, model)
 
 
 @functools.cache
@@ -170,8 +204,9 @@ def seconds(work, device: torch.device) -> float:
 
 
 def launches(work) -> int | None:
-    """Kernels that work() launches on a GPU, copies and fills included; None where the profiler sees none."""
-    work()
+    """Kernels that work() runs on a GPU, copies, fills and those in graphs, too; None where the profiler sees none."""
+    for _ in range(5):  # until a graph is captured
+        work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
         torch.cuda.synchronize()

@@ -99,6 +99,11 @@ class Machine:
             return False
         return importlib.util.find_spec("triton") is not None
 
+    @property
+    def captures(self) -> bool:
+        """Whether computations can be CUDA graphs here; not where processes exchange gradients in them."""
+        return self.device.type == "cuda" and self.world.size == 1
+
     def autocast(self) -> torch.autocast:
         """bfloat16 where that is the precision, else nothing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -116,8 +121,13 @@ class Machine:
 
 
 def prepare(config: SimpleNamespace) -> Machine:
-    """The device and precision of the flags of main.py; the random generators are seeded."""
+    """The device and precision of the flags of main.py; the random generators are seeded.
+
+    Raises UserError for flags that this machine has no use for.
+    """
     machine = Machine(config.device, config.gpu, config.precision, config.seed, config.deterministic, config.timeout)
+    if config.graphs and not machine.captures:
+        raise UserError(f"--graphs: takes a GPU and a single process, and this is {machine}; leave it out")
     if machine.device.type == "cpu" and not config.plain:
         keep_freed_memory()
     return machine

@@ -28,7 +28,7 @@ FIXED_FLAGS = (
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
     "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
-    "stage", "block", "timeout", "compile", "accumulate", "checkpoint_blocks", "logger", "plain", "shard",
+    "stage", "block", "timeout", "compile", "graphs", "accumulate", "checkpoint_blocks", "logger", "plain", "shard",
     "compress_gradients", "half",
 )  # fmt: skip
 
@@ -60,7 +60,7 @@ def take_up(
             defaults = {**defaults, **flags_to_start_with(given["init"], defaults["dataname"], model_flags)}
     config, state = settle_flags(defaults, given, checkpoint, state)
     config.mode = mode
-    for flag in ("compile", "checkpoint_blocks"):
+    for flag in ("compile", "graphs", "checkpoint_blocks"):
         if getattr(config, "plain", False) and getattr(config, flag, False):
             raise UserError(f"--plain: applies nothing; leave out --{flag}")
     if mode == "predict":  # its clips are not those that the checkpoint was trained on

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor, nn
 
 from .compiled import compile_blocks
+from .fft import swap_ffts
 from .mish import swap_mish
 from .norms import swap_norms
 from .recompute import recompute_blocks
@@ -38,7 +39,7 @@ def accelerate(
     """
     if recompute not in RECOMPUTE:
         raise ValueError(f"recompute={recompute!r}: choose from {', '.join(RECOMPUTE)}")
-    lines = swap_mish(model) + swap_norms(model)
+    lines = swap_mish(model) + swap_norms(model) + swap_ffts(model)
     if compile:
         lines += compile_blocks(model, blocks, example, autocast, backend, agree)
     if recompute == "blocks":

@@ -1,6 +1,6 @@
 """Activation checkpointing by blocks: keep a block's inputs for backward, and compute everything inside again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MethodType
 
@@ -32,7 +32,10 @@ def recomputed(forward: Callable) -> Callable:
             return forward(module, *inputs)
         before = [buffer.detach().clone() for buffer in module.buffers()]
         contexts = lambda: (nullcontext(), buffers_as(module, before))  # noqa: E731
-        return checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=contexts)
+        # Random generators cannot be set back in a CUDA graph; where that matters, its first replay tells (graphs.py).
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        options = dict(use_reentrant=False, context_fn=contexts, preserve_rng_state=not capturing)
+        return checkpoint(forward, module, *inputs, **options)
 
     return call
 
@@ -43,13 +46,14 @@ def buffers_as(block: nn.Module, before: Sequence[torch.Tensor]) -> Iterator[Non
     buffers = list(block.buffers())
     now = [buffer.detach().clone() for buffer in buffers]
     try:
-        _copy(buffers, before)
+        copy_buffers(buffers, before)
         yield
     finally:
-        _copy(buffers, now)
+        copy_buffers(buffers, now)
 
 
 @torch.no_grad()
-def _copy(buffers: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+def copy_buffers(buffers: Iterable[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Give buffers these values, in place."""
     for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)
