@@ -43,10 +43,7 @@ class ThresholdFilter(nn.Module):
     release: the thresholds are frozen at N(0, 1) / sqrt(L), the authors' N(0, 1) for an unnormalised FFT.
     """
 
-    rfft, irfft = (
-        staticmethod(torch.fft.rfft),
-        staticmethod(torch.fft.irfft),
-    )  # API/speed puts faster ones in their place
+    rfft, irfft = staticmethod(torch.fft.rfft), staticmethod(torch.fft.irfft)  # API/speed may swap faster ones in
 
     def __init__(self, segments: int, positions: int, length: int, COF: float, release: bool = False) -> None:
         super().__init__()
