@@ -31,6 +31,7 @@ class Study:
 
 PEERS = (Variant("SimVP-gSTA", "--lr 5e-3", ["gsta", "mse"]), Variant("TAU", "--lr 5e-3", ["tau", "tau_loss"]))
 DIGITS = "--dataname digits --precision fp32 --epochs "
+BEFORE = " --layer_config 1 1 1 1 --groups 2 --segments 4 8 --lr 1e-2"  # the preset before "small" was answered
 DEEP = "--layer_config 0 0 0 4"  # all DFDBs at the deepest level, as the peers have theirs
 WIDE = DEEP + " --groups 1"  # and twice as wide
 SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
@@ -65,9 +66,9 @@ FULL = (
 STUDIES = {
     "screen": Study(
         "A small model of its peers' multiply-adds, a first look: one seed, a quarter of the budget",
-        DIGITS + "5",
+        DIGITS + "5" + BEFORE,
         [
-            Variant("now"),
+            Variant("before"),
             *PEERS,
             Variant("deep 4", DEEP),
             Variant("deep 4 wide", WIDE),
@@ -80,7 +81,10 @@ STUDIES = {
                 "deep 6 wide, lr 5e-3, segments 8 16", "--layer_config 0 0 0 6 --groups 1 --segments 8 16 --lr 5e-3"
             ),
             Variant("deep 4 wide, lr 5e-3, output 0", WIDE + " --lr 5e-3", ["scale_0.0"]),
-            Variant("now, lr 5e-3", "--lr 5e-3"),
+            Variant("deep 4 wide, lr 5e-3, segments 2 4", WIDE + " --lr 5e-3 --segments 2 4"),
+            Variant("deep 4 wide, lr 5e-3, batch 8", WIDE + " --lr 5e-3 --batch_size 8"),
+            Variant("deep 4 wide, lr 5e-3, bfloat16", WIDE + " --lr 5e-3 --precision bf16"),
+            Variant("before, lr 5e-3", "--lr 5e-3"),
             Variant("deep 16, lr 5e-3", "--layer_config 0 0 0 16 --lr 5e-3"),
             Variant("third stage, lr 5e-3", "--layer_config 0 0 4 0 --lr 5e-3"),
             Variant("deep 4 wide, lr 5e-3, no filter", WIDE + " --lr 5e-3 --COF 0.5"),
@@ -90,14 +94,14 @@ STUDIES = {
     ),
     "small": Study(
         "Does the chosen small model beat its peers, at equal multiply-adds and equal sequences?",
-        DIGITS + "20",
+        DIGITS + "20" + BEFORE,
         [
             *PEERS,
             Variant("deep 4 wide, lr 5e-3", WIDE + " --lr 5e-3"),
             Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
             Variant("deep 4 wide, lr 5e-3, segments 2 4", WIDE + " --lr 5e-3 --segments 2 4"),
             Variant("deep 4 wide, lr 5e-3, squared error", WIDE + " --lr 5e-3", ["mse"]),
-            Variant("before", "--layer_config 1 1 1 1 --groups 2 --lr 1e-2"),
+            Variant("before"),
         ],
     ),
     "mnist": Study(
