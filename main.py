@@ -72,7 +72,7 @@ def data_flags(parser: argparse.ArgumentParser) -> None:
     add("--val_batch_size", type=WHOLE, metavar="N", help="sequences at once in validation and test")
     add("--num_workers", type=COUNT, metavar="N", help="processes that load data; 0: the main process")
     add("--cache_dir", metavar="DIR", help="folder for decoded videos (default: .cache in data_root)")
-    add("--no_cache", action="store_true", default=False, help="decode videos anew each time they are read; slow")
+    add("--no_cache", action="store_true", default=False, help="decode videos anew at every read; slow")
     add("--stride", type=WHOLE, metavar="N", help="frames between the starts of windows (default: a window's length)")
     resize = "cut or distort other aspect ratios (default: video and arrays crop, else stretch)"
     add("--resize", choices=("crop", "stretch"), help=resize)
@@ -91,7 +91,7 @@ def clip_flags(add: Callable) -> None:
     add("--layout", metavar="LETTERS", help=axes)
     add("--variable", metavar="NAME", help="arrays: which one, where a file holds several")
     add("--fill_missing", metavar="RULE", help="arrays: missing values become a number, or those of the previous frame")
-    add("--skip_bad", action="store_true", default=False, help="go on without unreadable clips, and say which")
+    add("--skip_bad", action="store_true", default=False, help="leave out unreadable clips, and say which")
     add("--yuv_size", type=WHOLE, nargs=2, metavar=("W", "H"), help="of raw YUV without a size in its name")
     depths = (8, 9, 10, 12, 14, 16)
     add("--yuv_depth", type=int, choices=depths, help="bits of raw YUV (default: as its name says, else 8)")
@@ -117,7 +117,7 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=WHOLE, metavar="N", help="depth of encoder and decoder; every second layer halves")
     add("--kernel_size", type=WHOLE, nargs="+", metavar="K", help="of the encoder's layers: one each, or one for all")
     add("--layer_config", type=COUNT, nargs="+", metavar="N", help="DFDBs of the temporal stages, one number each")
-    add("--groups", type=WHOLE, metavar="N", help="a DFDB works on T * hid_S / groups channels")
+    add("--groups", type=WHOLE, metavar="N", help="a DFDB has T * hid_S / groups channels")
     add("--COF", type=float, metavar="F", help="cut-off, of the signal length; the filter acts above; 0.5: nowhere")
     add("--segments", type=WHOLE, nargs=2, metavar=("R1", "R2"), help="channel segments of a DFDB's branches")
     add("--release", action=SWITCH, default=False, help="compute what the authors' code does (docs/method.md)")
@@ -191,8 +191,8 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     """Where results go."""
     add = parser.add_argument_group("results").add_argument
     add("--res_dir", default="results", metavar="DIR", help="folder of all results")
-    add("--ex_name", metavar="NAME", help="name of this run, its folder in res_dir (default: the data set's name, or "
-        "the run that --ckpt is of)")  # fmt: skip
+    name = "this run's folder in res_dir (default: the data set's name, or the run of --ckpt)"
+    add("--ex_name", metavar="NAME", help=name)
 
 
 def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
