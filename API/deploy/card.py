@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from huggingface_hub import EvalResult
 from torch import nn
 
@@ -48,6 +49,8 @@ Flags: {flags}.
 Apache-2.0, as the code. The data that the model was trained on has terms of its own.
 """
 
+HALF = "\nThe weights are kept as float16, and were float32 in the tests."
+
 
 def model_card(model: nn.Module, config: Mapping, checkpoint: str, name: str, on_hub: bool) -> str:
     """README.md of a model that huggingface_hub's mixin can load: metadata in YAML, then text.
@@ -56,6 +59,7 @@ def model_card(model: nn.Module, config: Mapping, checkpoint: str, name: str, on
     told, where it lies in one. name: "owner/name" on the hub, else the folder's.
     """
     (T, C, H, W), (T_out, C_out, *_) = config["in_shape"], config["out_shape"]
+    halved = next(model.parameters()).dtype == torch.float16
     run, arrays = run_of(Path(checkpoint)), config["dataname"] == "arrays"
     flags = (f"`{flag}` {shown(value)}" for flag, value in config.items() if value is not None)
     tests = tests_of(run, weights_fingerprint(checkpoint)) if run else []
@@ -69,7 +73,7 @@ def model_card(model: nn.Module, config: Mapping, checkpoint: str, name: str, on
         dataname=config["dataname"], T=T, C=C, H=H, W=W, T_out=T_out, C_out=C_out, source=name,
         checkpoint=f"hf://{name}" if on_hub else name, parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         scores="\n\n".join(map(table, tests)) or "No test of these weights was found beside them.",
-        made=circumstances_of(run), flags=", ".join(flags),
+        made=circumstances_of(run) + halved * HALF, flags=", ".join(flags),
     )  # fmt: skip
     return str(card)
 

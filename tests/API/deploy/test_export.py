@@ -262,6 +262,8 @@ def test_half_takes_half_the_space_and_predicts_the_same_but_for_rounding(run, m
     video = np.random.default_rng(0).random((4, 32, 32), np.float32)
     whole, half = (core.load_predictor(f"{n}.safetensors", "cpu", "fp32")(video) for n in ("whole", "half"))
     assert 0 < np.abs(whole - half).max() < 0.02
+    main.run(["export", "--ckpt", best, "--output", "folder", "--half"])
+    assert "kept as float16" in (run / "folder/README.md").read_text()
     with pytest.raises(ValueError, match="--half: is for weights"):
         main.run(["export", "--ckpt", best, "--output", "model.onnx", "--half"])
 
