@@ -87,7 +87,7 @@ class Run:
             "variant": self.variant.name,
             "seed": self.seed,
             "key": self.key,
-            "command": shlex.join(["python", *self.command(runs, self.name, [])[1:]][:-6]),
+            "command": shlex.join(["python", "benchmarks/variants.py", *self.variant.changes, "--", *self.flags]),
             "epochs": history[-1]["epoch"],
             "minutes": sum(record["seconds"] for record in history) / 60,
             "validation": {metric: best[f"val_{metric}"] for metric in self.study.metrics},
