@@ -16,6 +16,7 @@ from API import UserError
 from API.datasets import digits
 from API.evaluation import figures
 from API.evaluation.test_set import copy_last
+from API.presets import PRESETS
 from API.run.checkpoint import load_checkpoint
 from API.run.guard import gradient_norm
 from API.run.state import TrainingState
@@ -419,8 +420,9 @@ def test_the_learning_rate_of_a_record_is_that_of_the_last_step(start):
     start("--epochs", "2")
     lr = [json.loads(line)["lr"] for line in (start.folder / "digits/metrics.jsonl").read_text().splitlines()]
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.Adam([parameter], lr=0.01)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=6, final_div_factor=1e4)
+    peak = PRESETS["digits"]["lr"]
+    optimizer = torch.optim.Adam([parameter], lr=peak)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=6, final_div_factor=1e4)
     used = []
     for _ in range(6):
         used.append(optimizer.param_groups[0]["lr"])

@@ -221,7 +221,8 @@ def test_a_model_on_the_hub_serves_every_mode_as_its_checkpoint_does(run, tmp_pa
     assert (np.load("new.npy") == expected).all()
     there = json.loads((tmp_path / "results/tiny.v1@main/test.json").read_text())
     ours = json.loads((run / "results/digits/test.json").read_text())
-    assert there["strict"]["model"] == ours["strict"]["model"]
+    scores = [{m: found["mean"] for m, found in test["strict"]["model"].items()} for test in (there, ours)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)  # another process may add up in another order
     assert there["checkpoint"] == there["measured_on"]["checkpoint"] == "hf://me/tiny.v1@main"
     assert there["measured_on"]["weights"]
     assert "hf://me/tiny.v1: all 277 tensors fit" in told
