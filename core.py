@@ -376,13 +376,14 @@ def explain(config: Config, state: Mapping) -> None:
     model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
-    with filter_statistics(model) as notes, machine.autocast():
-        model(past)
-    stages, predicted = filter_report(model, notes, state.get("lr_squares", math.nan)), {}
+    predicted = {}
     for mode in FILTER_MODES:
         with filters_as(model, mode), machine.autocast():
             predicted[mode] = model(past).float()
     found = spectra(model, past)
+    removed = {name: torch.tensor([one["removed"], one["energy_removed"]]) for name, one in found.items()}
+    notes = {name: [numbers.to(machine.device)] for name, numbers in removed.items()}
+    stages = filter_report(model, notes, state.get("lr_squares", math.nan))
     recorder.log(draw_filters(found, stages, past, future, predicted, recorder, config.stage, config.block))
 
 

@@ -245,8 +245,9 @@ def run_study(name: str, args: argparse.Namespace) -> int:
     study, path = STUDIES[name], args.output / f"study_{name}.json"
     chosen = [v for v in study.variants if not args.only or v.name in args.only]
     wanted = [Run(study, variant, seed) for seed, variant in itertools.product(args.seeds or study.seeds, chosen)]
-    current = {Run(study, variant, seed).key for variant in study.variants for seed in range(1, 100)}
-    rows = {row["key"]: row for row in read_rows(path) if row["key"] in current}
+    named = {variant.name: variant for variant in study.variants}
+    known = [row for row in read_rows(path) if row["variant"] in named]
+    rows = {row["key"]: row for row in known if row["key"] == Run(study, named[row["variant"]], row["seed"]).key}
 
     def keep(run: Run) -> None:
         if row := run.result(args.runs):

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from . import BatchedDataset
 
-class NoisyPast(Dataset):
+
+class NoisyPast(BatchedDataset):
     """A data set whose past frames have Gaussian noise added; the future stays clean. Noisy values are not clipped.
 
     sigma: standard deviation, in units of the range from black to white. An item's noise is a pure function of (seed,
@@ -15,6 +17,7 @@ class NoisyPast(Dataset):
 
     def __init__(self, data: Dataset, sigma: float, seed: int) -> None:
         self.data, self.sigma, self.seed = data, sigma, seed
+        self.generated, self.skipped = getattr(data, "generated", False), getattr(data, "skipped", ())
         noise = f"Gaussian noise of standard deviation {sigma:g} on the past frames"
         self.note = "; ".join(filter(None, (getattr(data, "note", ""), noise)))
 
@@ -26,10 +29,6 @@ class NoisyPast(Dataset):
 
     def __len__(self) -> int:
         return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        past, future = self.__getitems__([index])
-        return past[0], future[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A batch at once: (B, T, C, H, W), (B, T_out, C_out, H, W)."""
