@@ -7,7 +7,8 @@
 The studies are data, in studies.py. Every run is one of main.py, by its own training, checkpoints and test; a run that
 was stopped or killed goes on where it stood (exit code 75: start again). On a CPU two single-threaded runs go side by
 side, on GPUs one on each. Scores, commit, hardware and date of every run that has ended go to
-benchmarks/results/study_<name>.json, and what stands there is not run again; the table and a figure are drawn from it.
+benchmarks/results/study_<name>.json; the table and a figure are drawn from it. What stands there, or in another study's
+file, is not run again.
 """
 
 import argparse
@@ -248,12 +249,19 @@ def run_study(name: str, args: argparse.Namespace) -> int:
     named = {variant.name: variant for variant in study.variants}
     known = [row for row in read_rows(path) if row["variant"] in named]
     rows = {row["key"]: row for row in known if row["key"] == Run(study, named[row["variant"]], row["seed"]).key}
+    elsewhere = {row["key"]: row for other in sorted(args.output.glob("study_*.json")) for row in read_rows(other)}
+    for run in wanted:
+        if run.key in elsewhere:
+            rows.setdefault(run.key, elsewhere[run.key] | {"variant": run.variant.name})
+
+    def save() -> None:
+        write_json(path, {"question": study.question, "flags": study.flags, "minutes": study.minutes,
+                          "updated": datetime.date.today().isoformat(), "runs": list(rows.values())})  # fmt: skip
 
     def keep(run: Run) -> None:
         if row := run.result(args.runs):
             rows[run.key] = row
-            write_json(path, {"question": study.question, "flags": study.flags, "minutes": study.minutes,
-                              "updated": datetime.date.today().isoformat(), "runs": list(rows.values())})  # fmt: skip
+            save()
             print(f"{run.name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row["test"].items()), flush=True)
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -267,6 +275,8 @@ def run_study(name: str, args: argparse.Namespace) -> int:
         return 0
     pool = train_missing(missing, args, keep) if missing and not args.report else None
     if rows:
+        if list(rows.values()) != read_rows(path):
+            save()
         print(f"\n{study.question}\n\n{table(study, list(rows.values()))}")
         draw(study, list(rows.values()), path.with_suffix(".png"))
     if pool is None:

@@ -1,5 +1,6 @@
 import json
 import statistics
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY_FLAGS
@@ -85,6 +86,25 @@ def test_a_study_runs_what_is_missing_and_only_that(tmp_path, monkeypatch, capsy
     tested = json.loads((next((tmp_path / "runs").glob("no_loss-1-*")) / "test.json").read_text())
     again = json.loads((tmp_path / "study_small.json").read_text())["runs"][0]
     assert again["test"]["mse"] == tested["strict"]["model"]["mse"]["mean"]
+
+
+def test_a_run_that_another_study_has_is_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(STUDIES, "first", Study("?", QUICK, [Variant("slow", "--lr 1e-3")], seeds=(1, 2)))
+    monkeypatch.setitem(STUDIES, "second", Study("?", QUICK + " --lr 1e-3", [Variant("as it is")], seeds=(1, 2)))
+    runs = {seed: study.Run(STUDIES["first"], STUDIES["first"].variants[0], seed) for seed in (1, 2)}
+    rows = [row("slow", seed, 10.0 + seed) | {"key": run.key} for seed, run in runs.items()]
+    (tmp_path / "study_first.json").write_text(json.dumps({"runs": rows[:1]}))
+    trained = []
+
+    def train(missing, *_):
+        trained.extend(missing)
+        return SimpleNamespace(failed=[], stopped=False)
+
+    monkeypatch.setattr(study, "train_missing", train)
+    argv = ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
+    assert study.run(["second", *argv]) == 0
+    assert [(run.seed, run.key) for run in trained] == [(2, runs[2].key)]  # seed 1 is the first study's
+    assert [r["variant"] for r in json.loads((tmp_path / "study_second.json").read_text())["runs"]] == ["as it is"]
 
 
 def test_a_run_that_fails_is_named_and_stops_no_other(tmp_path, monkeypatch, capsys):
