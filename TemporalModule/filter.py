@@ -34,6 +34,17 @@ class HardGate(torch.autograd.Function):
         return None, -(grad * slope).sum_to_size(threshold.shape)
 
 
+def analyse(x: Tensor) -> Tensor:
+    """Real signals (…, L) -> their orthonormal FFT as pairs of real numbers (…, L // 2 + 1, 2)."""
+    return torch.view_as_real(torch.fft.rfft(x, norm="ortho"))
+
+
+def synthesise(spectrum: Tensor, n: int) -> Tensor:
+    """The inverse of analyse, for signals of length n, of which every second sample is kept: (…, n // 2 + 1, 2) ->
+    (…, ceil(n / 2))."""
+    return torch.fft.irfft(torch.view_as_complex(spectrum), n=n, norm="ortho")[..., ::2]
+
+
 class ThresholdFilter(nn.Module):
     """Filter independent signals in the frequency domain, and keep every second sample.
 
@@ -43,7 +54,7 @@ class ThresholdFilter(nn.Module):
     release: the thresholds are frozen at N(0, 1) / sqrt(L), the authors' N(0, 1) for an unnormalised FFT.
     """
 
-    rfft, irfft = staticmethod(torch.fft.rfft), staticmethod(torch.fft.irfft)  # API/speed may swap faster ones in
+    analyse, synthesise = staticmethod(analyse), staticmethod(synthesise)  # API/speed/fft.py may swap faster ones in
 
     def __init__(self, segments: int, positions: int, length: int, COF: float, release: bool = False) -> None:
         super().__init__()
@@ -59,15 +70,13 @@ class ThresholdFilter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # there is no bfloat16 FFT
             low, high = self.spectrum(x)
-            spectrum = torch.cat([low, high * self.gate(high).unsqueeze(-1)], 2)
-            y = self.irfft(torch.view_as_complex(spectrum), n=self.length, norm="ortho")
-            return y[..., ::2]
+            return self.synthesise(torch.cat([low, high * self.gate(high).unsqueeze(-1)], 2), self.length)
 
     def spectrum(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, N, L) -> its orthonormal real FFT as pairs of real numbers, float32 at least: the low frequencies
         (B, N, cutoff, 2), and the high ones (B, N, L // 2 + 1 - cutoff, 2)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        spectrum = torch.view_as_real(self.rfft(x, norm="ortho"))
+        spectrum = self.analyse(x)
         return spectrum.split([self.cutoff, spectrum.shape[2] - self.cutoff], dim=2)
 
     def gate(self, high: Tensor) -> Tensor:
