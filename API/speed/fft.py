@@ -40,7 +40,8 @@ class _RFFT(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        halved = grad * mirrored(ctx.n, grad, 0.5)
+        halved = grad * 0.5
+        unmirrored(halved, ctx.n).mul_(2)
         return torch.fft.irfft(torch.view_as_complex(halved), n=ctx.n, norm="ortho" if ctx.scaled else "forward"), None
 
 
@@ -48,26 +49,28 @@ class _EvenSamples(torch.autograd.Function):
     @staticmethod
     def forward(ctx, spectrum: Tensor, n: int) -> Tensor:
         ctx.n, half, bins = n, n // 2, n // 4 + 1
-        lower, upper = spectrum[..., :bins, :], spectrum[..., half + 1 - bins :, :].flip(-2)
-        folded = (lower + upper * conjugating(spectrum)) * n**-0.5
+        folded = (spectrum[..., :bins, :] + conjugate(spectrum[..., half + 1 - bins :, :].flip(-2))).mul_(n**-0.5)
         return torch.fft.irfft(torch.view_as_complex(folded), n=half, norm="forward")
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         lower = torch.view_as_real(torch.fft.rfft(grad))
-        upper = lower[..., : ctx.n // 2 + 1 - lower.shape[-2], :].flip(-2) * conjugating(lower)
-        return torch.cat([lower, upper], -2) * (mirrored(ctx.n, grad, 2.0) * ctx.n**-0.5), None
+        upper = conjugate(lower[..., : ctx.n // 2 + 1 - lower.shape[-2], :].flip(-2))
+        doubled = torch.cat([lower, upper], -2).mul_(2 * ctx.n**-0.5)
+        unmirrored(doubled, ctx.n).mul_(0.5)
+        return doubled, None
 
 
-def conjugating(like: Tensor) -> Tensor:
-    """(2,): what a pair is multiplied by to become its complex conjugate."""
-    return 1 - 2 * torch.arange(2, device=like.device, dtype=like.dtype)
+def conjugate(pairs: Tensor) -> Tensor:
+    """pairs (…, 2), made complex conjugates in place."""
+    pairs[..., 1].neg_()
+    return pairs
 
 
-def mirrored(n: int, like: Tensor, factor: float) -> Tensor:
-    """(n // 2 + 1, 1): factor for the bins of an rfft of length n that have a mirror image, 1 for the others."""
-    k = torch.arange(n // 2 + 1, device=like.device).unsqueeze(-1)
-    return torch.where((k == 0) | (2 * k == n), 1.0, factor).to(like.dtype)
+def unmirrored(spectrum: Tensor, n: int) -> Tensor:
+    """A view of the bins of an rfft of length n, (…, n // 2 + 1, 2), that have no mirror image: the mean, and an even
+    n's highest frequency."""
+    return spectrum[..., :: n if n % 2 else n // 2, :]
 
 
 def swap_ffts(model: nn.Module) -> list[str]:
