@@ -249,7 +249,8 @@ def run_study(name: str, args: argparse.Namespace) -> int:
     named = {variant.name: variant for variant in study.variants}
     known = [row for row in read_rows(path) if row["variant"] in named]
     rows = {row["key"]: row for row in known if row["key"] == Run(study, named[row["variant"]], row["seed"]).key}
-    elsewhere = {row["key"]: row for other in sorted(args.output.glob("study_*.json")) for row in read_rows(other)}
+    others = [row for other in args.output.glob("study_*.json") for row in read_rows(other)]
+    elsewhere = {row["key"]: row for row in sorted(others, key=lambda row: row["date"])}  # the newest, if there are more
     for run in wanted:
         if run.key in elsewhere:
             rows.setdefault(run.key, elsewhere[run.key] | {"variant": run.variant.name})

@@ -21,6 +21,7 @@ def row(variant: str, seed: int, mse: float) -> dict:
         "test": scores,
         "validation": scores,
         "minutes": 2.0,
+        "date": "2026-11-25T20:24:27+00:00",
         "multiply_adds": 4e8,
     }
 
