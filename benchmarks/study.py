@@ -250,7 +250,7 @@ def run_study(name: str, args: argparse.Namespace) -> int:
     known = [row for row in read_rows(path) if row["variant"] in named]
     rows = {row["key"]: row for row in known if row["key"] == Run(study, named[row["variant"]], row["seed"]).key}
     others = [row for other in args.output.glob("study_*.json") for row in read_rows(other)]
-    elsewhere = {row["key"]: row for row in sorted(others, key=lambda row: row["date"])}  # the newest, if there are more
+    elsewhere = {row["key"]: row for row in sorted(others, key=lambda row: row["date"])}  # the newest of equals
     for run in wanted:
         if run.key in elsewhere:
             rows.setdefault(run.key, elsewhere[run.key] | {"variant": run.variant.name})
