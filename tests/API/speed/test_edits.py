@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from API.speed import accelerate
 from API.speed.inference import prepare_inference
 from TemporalModule import DFDB, DFDU, Branch, HardGate
-from TemporalModule.filter import WIDTH, ThresholdFilter
+from TemporalModule.filter import WIDTH, ThresholdFilter, analyse
 from TemporalModule.watch import filter_statistics
 
 WAYS = {
@@ -82,6 +82,13 @@ def soft_gate(model, patch):
     patch.setattr(ThresholdFilter, "gate", gate)
 
 
+def learnable_spectrum(model, patch):
+    """At first it changes nothing."""
+    for module in (m for m in model.modules() if isinstance(m, ThresholdFilter)):
+        module.gain = nn.Parameter(torch.ones(module.length // 2 + 1, 1, dtype=torch.float64))
+    patch.setattr(ThresholdFilter, "analyse", lambda self, x: self.gain * analyse(x))
+
+
 def batch_norm_in_encoder(model, patch):
     for layer in (*model.encoder.layers, *model.decoder.layers):
         layer.norm = nn.BatchNorm2d(layer.norm.num_channels).double()
@@ -137,8 +144,8 @@ def attention_after_dfdu(model, patch):
 
 EDITS = [
     dropout_in_dfdu, second_dfdu, attribute_conditioning, parameter_of_the_block, other_recombination, soft_gate,
-    batch_norm_in_encoder, dilated_stem, subclass_before_batch_norm, layer_scale_after_dfdu, drop_path_after_dfdu,
-    attention_after_dfdu,
+    learnable_spectrum, batch_norm_in_encoder, dilated_stem, subclass_before_batch_norm, layer_scale_after_dfdu,
+    drop_path_after_dfdu, attention_after_dfdu,
 ]  # fmt: skip
 RANDOM = (dropout_in_dfdu, drop_path_after_dfdu)  # compiled, they may draw other numbers than eagerly
 

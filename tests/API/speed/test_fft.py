@@ -47,6 +47,9 @@ def test_every_filter_of_a_model_is_swapped_and_learns_the_same():
     assert max(worst.values()) < 1e-9, max(worst, key=worst.get)
 
 
+GAIN = nn.Parameter(torch.ones((), dtype=torch.float64))  # learned, it is no longer one
+
+
 @pytest.mark.parametrize(
     ("name", "edited"),
     [
@@ -58,6 +61,7 @@ def test_every_filter_of_a_model_is_swapped_and_learns_the_same():
         ),
         ("synthesise", lambda spectrum, n: inverse(spectrum, n)),
         ("synthesise", lambda spectrum, n: synthesise(spectrum.detach(), n) + 0 * spectrum.sum()),
+        ("synthesise", lambda spectrum, n: GAIN * synthesise(spectrum, n)),
     ],
 )
 def test_what_a_researcher_has_edited_stays(name, edited, monkeypatch):
