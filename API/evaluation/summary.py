@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..speed.compiled import keep_products
 from ..speed.recompute import recompute_blocks, replace_forward
 
 CHOICES = ("eager", "--compile", "--checkpoint_blocks")  # what decides how much is kept for backward
-# What PyTorch's compiler keeps for backward, nearly: the results of these. It decides by a minimum cut of the graph.
-COMPILED_KEEPS = ("mm", "addmm", "bmm", "convolution", "_fft_r2c", "add")
 ROOM = 1.1  # times what is counted: for the allocator's gaps and the workspaces of cuDNN, cuFFT and cuBLAS
 
 
@@ -77,21 +75,9 @@ def keep_as(choice: str, blocks: Sequence[nn.Module]) -> None:
     """Let blocks keep for backward what they would with a flag of CHOICES."""
     if choice == "--checkpoint_blocks":
         recompute_blocks(blocks)
-    elif choice == "--compile":
+    elif choice == "--compile":  # the compiler follows the same policy
         for block in blocks:
-            replace_forward(block, keeping_as_compiled)
-
-
-def keeping_as_compiled(forward: Callable) -> Callable:
-    """forward, keeping for backward the results that a compiler would."""
-
-    def keep(context, operator, *args, **kwargs) -> CheckpointPolicy:
-        name = getattr(operator, "__name__", str(operator)).partition(".")[0]
-        kept = name in COMPILED_KEEPS
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-    contexts = functools.partial(create_selective_checkpoint_contexts, keep, allow_cache_entry_mutation=True)
-    return lambda module, *inputs: checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=contexts)
+            replace_forward(block, lambda forward: functools.partial(keep_products, forward))
 
 
 def norms_in_float32(model: nn.Module) -> None:

@@ -1,14 +1,19 @@
 """Compile a model's repeated blocks instead of the whole: blocks of one kind share their code."""
 
 import copy
+import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from .recompute import replace_forward
+
+KEPT = ("mm", "addmm", "bmm", "convolution", "_fft_c2r", "all_reduce", "wait_tensor")  # results kept for backward: dear
 
 
 def compile_blocks(
@@ -24,6 +29,7 @@ def compile_blocks(
     Returns a line that says how it went; where it failed, in any process, all blocks stay as they are.
     """
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # for the blocks of a class
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)  # warns of operators in place: see keep
     began, problem = time.perf_counter(), None
     try:
         try_compiling(model, blocks, example, autocast, backend)
@@ -52,10 +58,11 @@ def try_compiling(model: nn.Module, blocks: Sequence[nn.Module], example: Tensor
 
 
 def compile_block(block: nn.Module, backend: str | Callable) -> None:
-    """Compile a block's forward, for batches of any size. Hooks, such as those of sharding, run outside of it."""
+    """Compile a block's forward, for batches of any size: as a whole, or it fails. (In parts, what keep_products
+    computes again would update BatchNorm's statistics twice.) Hooks, such as those of sharding, run outside of it."""
 
     def compiled(forward: Callable) -> Callable:
-        code = torch.compile(forward, backend=backend, dynamic=False)
+        code = torch.compile(functools.partial(keep_products, forward), backend=backend, dynamic=False, fullgraph=True)
 
         def call(module: nn.Module, *inputs):
             for x in inputs:
@@ -66,3 +73,22 @@ def compile_block(block: nn.Module, backend: str | Callable) -> None:
         return call
 
     replace_forward(block, compiled)
+
+
+def keep_products(forward: Callable, module: nn.Module, *inputs):
+    """forward(module, *inputs), keeping for backward the results of matrix products, convolutions and filters; what is
+    between them is cheap, and computed again. A compiler makes new values of what operators change in place."""
+    if not torch.is_grad_enabled():
+        return forward(module, *inputs)
+    return checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=_contexts)
+
+
+def _policy(ctx, operator, *args, **kwargs) -> CheckpointPolicy:
+    """For PyTorch's selective checkpointing. Depthwise convolutions are cheap; random numbers are drawn once."""
+    name = getattr(operator, "__name__", str(operator)).partition(".")[0]
+    keep = name in KEPT and (name != "convolution" or args[-1] == 1)  # groups
+    random = torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
+    return CheckpointPolicy.MUST_SAVE if keep or random else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_contexts = functools.partial(create_selective_checkpoint_contexts, _policy)

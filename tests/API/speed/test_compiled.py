@@ -1,7 +1,5 @@
 """Compiled blocks: any batch size, no more kept than eager, and eager where compiling fails."""
 
-import copy
-
 import pytest
 import torch
 from models import batch, differences, needs_compiler, tiny, training_step
@@ -78,7 +76,7 @@ def test_a_compiled_block_keeps_less_than_an_eager_one():
     eager = kept_by_a_sequence()
     lines = compiled(model, "aot_eager_decomp_partition", [block])  # what Inductor keeps, without its code
     assert not any(line.startswith("warning") for line in lines)
-    assert 0 < kept_by_a_sequence() <= 0.8 * eager
+    assert 0 < kept_by_a_sequence() <= 0.7 * eager
 
 
 def test_where_compiling_fails_blocks_run_as_they_are_after_one_warning():
@@ -104,7 +102,7 @@ def test_where_compiling_fails_in_another_process_nothing_is_compiled_here():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_block_that_the_compiler_cannot_trace_whole_is_compiled_in_parts():
+def test_a_block_that_the_compiler_cannot_trace_whole_updates_its_statistics_once():
     class Block(torch.nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             convolution, norm = self
@@ -114,9 +112,7 @@ def test_a_block_that_the_compiler_cannot_trace_whole_is_compiled_in_parts():
 
     block = Block(torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4))
     model, example = torch.nn.Sequential(block), torch.rand(2, 4, 3, 3)
-    plain = copy.deepcopy(model)
     (line,) = accelerate(model, [block], compile=True, example=example, backend="aot_eager")
-    assert line.startswith("compiled 1 blocks")
-    assert torch.allclose(model(example), plain(example))
+    assert line.startswith("warning: compiling failed")
     model(example).sum().backward()
-    assert block[1].num_batches_tracked == 2
+    assert block[1].num_batches_tracked == 1
