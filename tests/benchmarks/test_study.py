@@ -6,7 +6,7 @@ import pytest
 from conftest import TINY_FLAGS
 from scipy.stats import ttest_rel
 
-from benchmarks import study
+from benchmarks import study, study_report
 from benchmarks.studies import STUDIES, Study, Variant
 from benchmarks.variants import CHANGES, LOSSES
 
@@ -52,16 +52,16 @@ def test_the_interval_is_that_of_a_paired_t_test():
     differences = [a - b for a, b in zip(ours, theirs)]
     low, high = ttest_rel(ours, theirs).confidence_interval()
     mean = statistics.mean(differences)
-    assert study.interval(differences) == pytest.approx(high - mean)
-    assert study.interval(differences) == pytest.approx(mean - low)
-    assert study.interval([1.0]) == float("inf")
+    assert study_report.interval(differences) == pytest.approx(high - mean)
+    assert study_report.interval(differences) == pytest.approx(mean - low)
+    assert study_report.interval([1.0]) == float("inf")
 
 
 def test_the_table_pairs_seeds_and_leaves_out_what_has_not_run():
     question = Study("?", "", [Variant("first"), Variant("second"), Variant("never")])
     rows = [row("first", s, m) for s, m in ((1, 10.0), (2, 20.0), (3, 99.0))]
     rows += [row("second", s, m) for s, m in ((2, 21.0), (1, 13.0))]
-    lines = study.table(question, rows).splitlines()
+    lines = study_report.table(question, rows).splitlines()
     assert len(lines) == 4
     second = lines[3].split(" | ")
     assert second[1] == "2"  # seeds
