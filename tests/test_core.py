@@ -341,7 +341,7 @@ def test_the_loss_of_20_steps_is_that_of_before_the_model_was_plain(release):
         scheduler.step()
         losses.append(loss.item())
     # Training amplifies the rounding of the loss, in float32, which is another one on another processor.
-    assert losses[:10] == pytest.approx(LOSSES[release][:10], rel=1e-4)
+    assert losses[:16] == pytest.approx(LOSSES[release][:16], rel=1e-4)
     assert losses == pytest.approx(LOSSES[release], rel=1e-3)
 
 

@@ -55,10 +55,7 @@ GAIN = nn.Parameter(torch.ones((), dtype=torch.float64))  # learned, it is no lo
     [
         ("analyse", lambda x: 2 * torch.view_as_real(torch.fft.rfft(x, norm="ortho"))),
         ("analyse", lambda x, norm: torch.view_as_real(torch.fft.rfft(x, norm=norm))),
-        (
-            "synthesise",
-            lambda spectrum, n: inverse(spectrum, n)[..., 1::2],
-        ),
+        ("synthesise", lambda spectrum, n: inverse(spectrum, n)[..., 1::2]),
         ("synthesise", lambda spectrum, n: inverse(spectrum, n)),
         ("synthesise", lambda spectrum, n: synthesise(spectrum.detach(), n) + 0 * spectrum.sum()),
         ("synthesise", lambda spectrum, n: GAIN * synthesise(spectrum, n)),
