@@ -194,6 +194,8 @@ def train_epochs(
 ) -> None:
     """The epochs that are left; recorded, validated and saved."""
     criterion, batches = build_criterion(config).to(machine.device), loaders["train"].batch_sampler
+    if any(parameter.requires_grad for parameter in criterion.parameters()):
+        raise ValueError("the loss has parameters to learn: the optimizer and checkpoints hold the model's alone")
     log_once = functools.cache(recorder.log)
     graphed = functools.partial(Graphed, model=run.model, tell=log_once) if config.graphs else None
     while run.epoch < config.epochs:

@@ -1,6 +1,7 @@
 """See the filters work: how much they remove, and how far their thresholds have moved."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
@@ -22,12 +23,13 @@ def filters_of(model: nn.Module) -> dict[str, ThresholdFilter]:
 @torch.no_grad()
 def removed(module: ThresholdFilter, x: Tensor) -> Tensor:
     """x (B, N, L) -> (2,): the fractions of the high bins, and of all energy, that the filter removes of x."""
-    low, high = (part.square().sum(-1) for part in module.spectrum(x))  # energies
-    closed = 1 - module.gate(module.spectrum(x)[1])  # (B, N, K)
+    low, high = module.spectrum(x)
+    gate = module.gate(high)  # (B, N, K), 1 where a bin passes
+    low, high = low.square().sum(-1), high.square().sum(-1)  # energies
     energy = torch.cat([low, high], -1).sum((0, 1))  # (L // 2 + 1,)
     twice = mirrored(module.length, x.device)
-    bins = closed.sum() / max(1, closed.numel())
-    lost = (closed * high).sum((0, 1)) * twice[module.cutoff :]
+    bins = (1 - gate).sum() / max(1, gate.numel())
+    lost = ((1 - gate.square()) * high).sum((0, 1)) * twice[module.cutoff :]
     return torch.stack([bins, lost.sum() / (energy * twice).sum().clamp(min=torch.finfo(energy.dtype).tiny)])
 
 
@@ -68,13 +70,17 @@ def filter_report(
     """Per temporal stage, from filter_statistics: the fractions of high bins ("removed") and of all energy
     ("energy_removed") that are removed, and how far the thresholds have moved: on average in absolute terms
     ("threshold_moved"), signed ("threshold_drift"), and as a multiple of noise's movement
-    ("threshold_moved_over_noise", where lr_squares is known, the sum of the squared learning rates of all steps)."""
+    ("threshold_moved_over_noise", where lr_squares is known, the sum of the squared learning rates of all steps).
+    Filters outside the stages, and those that the model did not call, are left out."""
     walk = NOISE_WALK * math.sqrt(lr_squares)
     stages: dict[int, list[Tensor]] = {}
     for name, module in filters_of(model).items():
+        place = re.search(r"stages\.(\d+)\.", name)
+        if place is None or not notes.get(name):
+            continue
         moved = (module.threshold.detach() - module.start).float()
         numbers = torch.stack([*torch.stack(notes[name]).mean(0), moved.abs().mean(), moved.mean()])
-        stages.setdefault(int(name.partition("stages.")[2].partition(".")[0]), []).append(numbers.cpu())
+        stages.setdefault(int(place[1]), []).append(numbers.cpu())
     keys = "removed", "energy_removed", "threshold_moved", "threshold_drift"
     report = []
     for stage, found in stages.items():

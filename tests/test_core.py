@@ -71,6 +71,25 @@ def test_a_run_trains_validates_tests_and_leaves_everything_behind(start):
     assert Image.open(run / "figures/median.png").size[0] > 300
 
 
+def test_a_model_that_calls_no_filter_trains_and_explain_says_so(start, monkeypatch):
+    monkeypatch.setattr("TemporalModule.Branch.forward", lambda self, x: x + self.stau(self.norm_stau(x)))
+    start("--epochs", "1")
+    assert json.loads((start.folder / "digits/metrics.jsonl").read_text())["filter"] == []
+    with pytest.raises(UserError, match="this model calls none"):
+        start("--ckpt", str(start.folder / "digits/checkpoints/best.pth"), mode="explain")
+
+
+def test_a_loss_with_parameters_of_its_own_is_refused(start, monkeypatch):
+    class Weighted(torch.nn.MSELoss):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+    monkeypatch.setattr(core, "build_criterion", lambda config: Weighted())
+    with pytest.raises(ValueError, match="the loss has parameters to learn"):
+        start("--epochs", "1")
+
+
 def test_test_json_holds_what_the_predictions_say(start):
     start("--epochs", "1", "--save_predictions", "7")
     test = json.loads((start.folder / "digits/test.json").read_text())["strict"]

@@ -13,15 +13,19 @@ from ..run.files import write_json
 from ..run.recorder import Recorder
 from .figures import COPY, LINEAR, MODEL, PALETTE, Row, as_image, save_figure, save_tiles
 
-PLACE = re.compile(r"\.(\d+)\.(\d+)\.(.+)$")  # of a filter in the model: stage, block in it, name in the block
+PLACE = re.compile(r"\bstages\.(\d+)\.(\d+)\.(.+)$")  # of a filter in the model: stage, block in it, name in the block
 
 
 def by_block(found: Mapping[str, Mapping]) -> dict[tuple[int, int], dict[str, Mapping]]:
-    """{a filter's module name, '….0.1.branch.filter_h': …} -> {(stage, block) = (0, 1): {'branch.filter_h': …}}."""
+    """{a filter's module name, '….0.1.branch.filter_h': …} -> {(stage, block) = (0, 1): {'branch.filter_h': …}}.
+    Filters elsewhere are left out. Raises UserError where there is none in a DFDB."""
     blocks: dict[tuple[int, int], dict[str, Mapping]] = {}
     for name, one in sorted(found.items()):
-        stage, block, inside = PLACE.search(name).groups()
-        blocks.setdefault((int(stage), int(block)), {})[inside] = one
+        if place := PLACE.search(name):
+            stage, block, inside = place.groups()
+            blocks.setdefault((int(stage), int(block)), {})[inside] = one
+    if not blocks:
+        raise UserError("explain draws what the filters of the DFDBs do: this model calls none")
     return dict(sorted(blocks.items()))
 
 

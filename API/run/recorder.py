@@ -204,12 +204,12 @@ def describe_epoch(record: Mapping) -> str:
     text = f"loss {record['train_loss']:.4g}  lr {record['lr']:.2g}  {record['sequences_per_second']:.1f} sequences/s"
     if "val_mse" in record:
         text += f"  validation loss {record['val_loss']:.4g} mse {record['val_mse']:.1f} ssim {record['val_ssim']:.3f}"
-        stages = (
+        stages = [
             f"stage {stage['stage']} removes {stage['removed']:.0%} ({stage['energy_removed']:.2%} of the energy), "
             f"thresholds moved {stage['threshold_moved']:.3f} ({stage['threshold_drift']:+.3f})"
             for stage in record["filter"]
-        )
-        text += f"  filters: {'; '.join(stages)}"
+        ]
+        text += f"  filters: {'; '.join(stages)}" if stages else ""
     return text
 
 

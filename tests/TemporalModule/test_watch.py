@@ -4,7 +4,8 @@ import pytest
 import torch
 from models import tiny
 
-from TemporalModule.watch import filter_report, filter_statistics, filters_of
+from TemporalModule.filter import ThresholdFilter
+from TemporalModule.watch import filter_report, filter_statistics, filters_of, removed
 
 
 def test_noise_moves_a_parameter_as_far_as_the_report_assumes():
@@ -41,3 +42,29 @@ def test_drift_is_signed_and_movement_is_not():
         assert stage["threshold_moved"] == pytest.approx(0.1)
         assert stage["threshold_drift"] == pytest.approx(-0.05)
         assert "threshold_moved_over_noise" not in stage  # the learning rates are not known
+
+
+@pytest.mark.parametrize("length", [10, 11])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_energy_removed_is_what_the_filtered_signals_lack(length, soft, monkeypatch):
+    """By Parseval's theorem, from the signals themselves; for a gate that closes halfway, too."""
+    module, x = ThresholdFilter(2, 3, length, COF=0.2).double(), torch.randn(4, 6, length, dtype=torch.float64)
+    low, high = module.spectrum(x)
+    gate = torch.rand(high.shape[:-1], dtype=torch.float64) if soft else module.gate(high)
+    monkeypatch.setattr(module, "gate", lambda high: gate)
+    spectrum = torch.view_as_complex(torch.cat([low, high * gate.unsqueeze(-1)], 2))
+    y = torch.fft.irfft(spectrum, n=length, norm="ortho")
+    bins, energy = removed(module, x).tolist()
+    assert energy == pytest.approx(1 - (y.square().sum() / x.square().sum()).item())
+    assert bins == pytest.approx(1 - gate.mean().item())
+
+
+def test_filters_outside_the_stages_and_those_not_called_are_left_out():
+    model = tiny().eval()
+    model.encoder.filter = ThresholdFilter(1, 1, 8, COF=0.25)
+    block = model.temporal.stages[0][0]
+    block.branch_r1.forward = block.branch_r2.forward = lambda x: x
+    with torch.no_grad(), filter_statistics(model) as notes:
+        model(torch.rand(1, 4, 1, 32, 32, dtype=torch.float64))
+        model.encoder.filter(torch.rand(1, 1, 8))
+    assert [stage["stage"] for stage in filter_report(model, notes)] == [1, 3]  # 2 has no DFDB
