@@ -29,10 +29,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from API.datasets import digits
-from API.datasets.moving import TEST, MovingDigits
 from API.evaluation.summary import training_bytes
 from API.run.checkpoint import digest, last_checkpoint
 from benchmarks.record import write_result
+from data.moving_mnist.make_test_set import make
 
 REPO = Path(__file__).resolve().parents[1]
 BENCHMARKS, MAIN = REPO / "benchmarks", REPO / "main.py"
@@ -191,29 +191,32 @@ def data(s: Measurement) -> dict:
     return {"rows": s.benchmark("data.py", *(small if s.toy else large))}
 
 
-def moving_mnist(s: Measurement) -> str:
-    """A --data_root with Moving MNIST in it: the one of the flag, what it lacks generated."""
-    images, sequences = "train-images-idx3-ubyte.gz", "mnist_test_seq.npy"
-    given, own = (Path(s.data_root).resolve() if s.data_root else None), s.out / "data/moving_mnist"
-    if given and (given / "moving_mnist" / sequences).exists():
-        return str(given)
+def moving_mnist(s: Measurement) -> tuple[str, str]:
+    """A --data_root with Moving MNIST in it, and what that is made of: the one of the flag, its test sequences
+    generated where they lack; or, where it has no MNIST, scikit-learn's digits."""
+    images, sequences = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"), "mnist_test_seq.npy"
+    given, own = Path(s.data_root).resolve() / "moving_mnist", s.out / "data/moving_mnist"
+    if (given / sequences).exists():
+        return str(given.parent), "MNIST, and the test sequences of --data_root"
     own.mkdir(parents=True, exist_ok=True)
-    if given and (given / "moving_mnist" / images).exists():
-        shutil.copyfile(given / "moving_mnist" / images, own / images)
-    elif not (own / images).exists():
-        pictures = digits.digit_images("train")
-        header = np.array([2051, *pictures.shape], dtype=">i4").tobytes()
-        (own / images).write_bytes(gzip.compress(header + pictures.tobytes()))
+    if all((given / name).exists() for name in images):
+        what = "MNIST, and test sequences generated from its test digits"
+        for name in images:
+            shutil.copyfile(given / name, own / name)
+    else:
+        what = "scikit-learn's digits, not MNIST"
+        for name, split in zip(images, ("train", "test")):
+            pictures = digits.digit_images(split)
+            header = np.array([2051, *pictures.shape], dtype=">i4").tobytes()
+            (own / name).write_bytes(gzip.compress(header + pictures.tobytes()))
     if not (own / sequences).exists():
-        count = 10 if s.toy else 1000
-        made = MovingDigits(digits.digit_images("test"), count, (20, 1, 64, 64), (0, 1, 64, 64), 0, TEST)
-        np.save(own / sequences, made.draw(list(range(count))).swapaxes(0, 1).reshape(20, count, 64, 64))
-    return str(s.out / "data")
+        make(own / images[1], own / sequences, 10 if s.toy else 1000)
+    return str(own.parent), what
 
 
 def train(s: Measurement) -> dict:
     """Moving MNIST with the full model for the minutes that are left, and its learning curve."""
-    root, plan = moving_mnist(s), s.out / "parts/plan.json"
+    (root, what), plan = moving_mnist(s), s.out / "parts/plan.json"
     if not plan.exists():  # the schedule needs the number of epochs
         pace = 100.0  # sequences a second, until speed has measured it
         with contextlib.suppress(OSError, KeyError, ValueError):
@@ -237,7 +240,7 @@ def train(s: Measurement) -> dict:
         raise Failed(f"exit code {code}, see log.txt: {' '.join(map(str, command[1:]))}")
     records = [json.loads(line) for line in (s.out / "train/metrics.jsonl").read_text().splitlines()]
     keys = "epoch", "val_mse", "val_ssim", "sequences_per_second"
-    found = {"ok": code == 0, "epochs": epochs, "data": root, "pictures": "train/figures"}
+    found = {"ok": code == 0, "epochs": epochs, "data": what, "pictures": "train/figures"}
     found["curve"] = [{key: record[key] for key in keys} for record in records if "val_mse" in record]
     if code == 75:
         return found | {"error": f"out of time in epoch {len(records) + 1} of {epochs}: goes on when started again"}
@@ -262,7 +265,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results, log and pictures")
     parser.add_argument("--minutes", type=float, default=25, help="for all parts together")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="parts to run")
-    parser.add_argument("--data_root", metavar="DIR", help="with Moving MNIST in it; what it lacks is generated")
+    parser.add_argument("--data_root", metavar="DIR", default="data", help="with MNIST in moving_mnist/ (%(default)s)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--toy", action="store_true", help="everything small")
     parser.add_argument("--list", action="store_true", help="say what the parts are")

@@ -34,6 +34,7 @@ import core
 import main
 from API.evaluation.summary import work
 from API.presets import PRESETS
+from API.run.environment import environment
 from API.run.files import write_json
 from API.run.interrupt import RESUME_ME
 from API.run.recorder import read_records
@@ -63,15 +64,17 @@ class Run:
         program = str(Path(__file__).with_name("variants.py"))
         return [sys.executable, program, *self.variant.changes, "--", *self.flags, *flags, *where]
 
-    def epochs_in_box(self, runs: Path, call) -> list[str]:
-        """--epochs that fit the study's minutes of training: by the pace of one epoch, measured once."""
+    def step(self, runs: Path, place: Sequence[str]) -> tuple[str, list[str]]:
+        """(name, command) of what is to be run next: the training, or before it, where the study gives minutes instead
+        of epochs, one epoch that measures the pace. place: flags of where."""
         if self.study.minutes is None:
-            return []
+            return self.name, self.command(runs, self.name, place)
         pace = f"pace-{self.name}"
-        if not read_records(runs / pace / "metrics.jsonl")[0]:
-            call(self.command(runs, pace, ["--epochs", "1"]))
-        seconds = read_records(runs / pace / "metrics.jsonl")[0][-1]["seconds"]
-        return ["--epochs", str(max(1, round(self.study.minutes * 60 / seconds)))]
+        measured = read_records(runs / pace / "metrics.jsonl")[0]
+        if not measured:
+            return pace, self.command(runs, pace, ["--epochs", "1", *place])
+        epochs = max(1, round(self.study.minutes * 60 / measured[-1]["seconds"]))
+        return self.name, self.command(runs, self.name, ["--epochs", str(epochs), *place])
 
     def result(self, runs: Path) -> dict | None:
         """Its row, once it is tested."""
@@ -119,7 +122,7 @@ class Pool:
         self.logs, self.data_root, self.stopped, self.failed = logs, ["--data_root", data_root], False, []
         gpus = torch.cuda.device_count()
         self.free = [["--gpu", str(k)] for k in range(gpus)] or [["--device", "cpu"] for _ in range(workers)]
-        self.running: dict[subprocess.Popen, tuple[Run, list[str]]] = {}
+        self.running: dict[subprocess.Popen, tuple[Run, str, list[str]]] = {}
         logs.mkdir(parents=True, exist_ok=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
@@ -131,11 +134,11 @@ class Pool:
             process.terminate()
 
     def start(self, run: Run, runs: Path) -> None:
-        """Train run in its own process, as soon as there is a place."""
-        place = self.free.pop() + self.data_root
-        flags = [*run.epochs_in_box(runs, lambda command: self.launch([*command, *place], run.name).wait()), *place]
-        print(f"{time.strftime('%H:%M:%S')}  {run.name}  {shlex.join(flags)}", flush=True)
-        self.running[self.launch(run.command(runs, run.name, flags), run.name)] = (run, place[:2])
+        """Train run, or measure its pace, in a process of its own."""
+        place = self.free.pop()
+        name, command = run.step(runs, place + self.data_root)
+        print(f"{time.strftime('%H:%M:%S')}  {name}  {shlex.join(place)}", flush=True)
+        self.running[self.launch(command, run.name)] = (run, name, place)
 
     def launch(self, command: Sequence[str], name: str) -> subprocess.Popen:
         """Start a process whose output goes to a log."""
@@ -143,16 +146,16 @@ class Pool:
         with (self.logs / f"{name}.log").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | threads, start_new_session=True)
 
-    def wait(self) -> Run:
-        """The next run that ends well or not."""
+    def wait(self) -> tuple[Run, bool]:
+        """The next run that ends, well or not; and whether only its pace has been measured, and it is to be trained."""
         while True:
-            for process, (run, place) in list(self.running.items()):
+            for process, (run, name, place) in list(self.running.items()):
                 if process.poll() is not None:
                     del self.running[process]
                     self.free.append(place)
                     if process.returncode not in (0, RESUME_ME):
-                        self.failed.append(f"{run.name} (exit code {process.returncode}, {self.logs / run.name}.log)")
-                    return run
+                        self.failed.append(f"{name} (exit code {process.returncode}, {self.logs / run.name}.log)")
+                    return run, name != run.name and process.returncode == 0
             time.sleep(0.5)
 
 
@@ -162,7 +165,11 @@ def train_missing(missing: Sequence[Run], args: argparse.Namespace, done) -> Poo
     while (left and not pool.stopped) or pool.running:
         while left and pool.free and not pool.stopped:
             pool.start(left.pop(0), runs)
-        done(pool.wait())
+        run, measured = pool.wait()
+        if measured:
+            left.insert(0, run)
+        else:
+            done(run)
     return pool
 
 
@@ -180,7 +187,8 @@ def run_study(name: str, args: argparse.Namespace) -> int:
     chosen = [v for v in study.variants if not args.only or v.name in args.only]
     wanted = [Run(study, variant, seed) for seed, variant in itertools.product(args.seeds or study.seeds, chosen)]
     named = {variant.name: variant for variant in study.variants}
-    known = [row for row in read_rows(path) if row["variant"] in named]
+    stored = read_rows(path)
+    known = [row for row in stored if row["variant"] in named]
     rows = {row["key"]: row for row in known if row["key"] == Run(study, named[row["variant"]], row["seed"]).key}
     others = [row for other in args.output.glob("study_*.json") for row in read_rows(other)]
     elsewhere = {row["key"]: row for row in sorted(others, key=lambda row: row["date"])}  # the newest of equals
@@ -189,6 +197,8 @@ def run_study(name: str, args: argparse.Namespace) -> int:
             rows.setdefault(run.key, elsewhere[run.key] | {"variant": run.variant.name})
 
     def save() -> None:
+        if args.dry_run:
+            return
         write_json(path, {"question": study.question, "flags": study.flags, "minutes": study.minutes,
                           "updated": datetime.date.today().isoformat(), "runs": list(rows.values())})  # fmt: skip
 
@@ -199,6 +209,8 @@ def run_study(name: str, args: argparse.Namespace) -> int:
             print(f"{run.name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row["test"].items()), flush=True)
 
     args.output.mkdir(parents=True, exist_ok=True)
+    if gone := sum(row["key"] not in rows for row in stored):
+        print(f"{gone} runs of {path} left out: they are of variants or settings that the study has no more")
     for run in wanted:
         if run.key not in rows:
             keep(run)
@@ -212,6 +224,11 @@ def run_study(name: str, args: argparse.Namespace) -> int:
         if list(rows.values()) != read_rows(path):
             save()
         print(f"\n{study.question}\n\n{table(study, list(rows.values()))}")
+        commits = {row["git_commit"] for row in rows.values()} - {environment()["git_commit"]}
+        if commits:
+            told = ", ".join(sorted(f"{commit}"[:7] + f"{commit}"[40:] for commit in commits))
+            print(f"\nRuns of other commits: {told}. They stay as they are when the code changes; to have them anew, "
+                  f"remove {path} and {args.runs}.")  # fmt: skip
         draw(study, list(rows.values()), path.with_suffix(".png"))
     if pool is None:
         return 0
@@ -242,9 +259,12 @@ def run(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {study.question} ({done} of {len(study.variants) * len(study.seeds)} runs)")
             print("".join(f"    {v.name}: {' '.join((*v.changes, v.flags))}\n" for v in study.variants), end="")
         return 0
-    if args.studies == ["gpu"]:
-        args.studies = [name for name in STUDIES if name.startswith("gpu")]
-    for name in args.studies or [name for name in STUDIES if not name.startswith("gpu")]:
+    if args.studies in ([], ["gpu"]):
+        args.studies = [name for name in STUDIES if name.startswith("gpu") == bool(args.studies)]
+    names = {variant.name for name in args.studies for variant in STUDIES[name].variants}
+    if unknown := [name for name in args.only or () if name not in names]:
+        parser.error(f"--only {unknown[0]}: these studies have no such variant, see --list")
+    for name in args.studies:
         if code := run_study(name, args):
             return code
     return 0

@@ -18,7 +18,8 @@ def interval(differences: Sequence[float]) -> float:
 
 
 def table(study: Study, rows: Sequence[Mapping]) -> str:
-    """Markdown: a line a variant; mean ± standard deviation over seeds, and the paired difference to the first."""
+    """Markdown: a line a variant; means over seeds, standard deviations in parentheses, and the paired
+    difference to the first variant with its 95 % interval."""
     first = {row["seed"]: row for row in rows if row["variant"] == study.variants[0].name}
     lines = [
         "| | seeds | G multiply-adds | minutes | "

@@ -81,7 +81,7 @@ class Product:
 
 
 class Former(Product):
-    """The same of a checkout from before API had rooms, in which the model itself knew how to be fast."""
+    """The same of a checkout from before API had sub-packages, in which the model itself knew how to be fast."""
 
     def __init__(self, name: str, model: str, device: str) -> None:
         import core

@@ -1,6 +1,6 @@
 """TAU, a model of the same purpose, for speed.py to stand beside: *Temporal Attention Unit: Towards Efficient
 Spatiotemporal Predictive Learning* (Tan et al., CVPR 2023), of its authors' size for Moving MNIST: 15.9 G multiply-adds
-a sequence (by API.summary.costs, which also counts 44.8 M parameters). Float32, written plainly.
+a sequence (by API.evaluation.summary.costs, which also counts 44.8 M parameters). Float32, written plainly.
 
 Encoder and decoder as DFDNet's, on all frames apart; between them attention blocks on all frames' channels together.
 """

@@ -1,6 +1,7 @@
 """The same numbers sooner or in less memory, applied to a plain model from outside.
 
-Everything here knows torch's classes alone, can be left out as a whole (--plain), and never changes what is computed.
+It swaps torch's own layers, wraps the blocks that it is given, and replaces a filter's FFTs by functions that compare
+equal. It can be left out as a whole (--plain), and never changes what is computed.
 """
 
 from collections.abc import Callable, Sequence

@@ -22,8 +22,9 @@ class Graphed:
 
     After WARM_UP calls it is captured, and from then on replayed: inputs are copied to where the graph reads them, and
     **Python does not run again**, so what it decides or counts stays as it was. Random numbers are drawn as before.
-    Inputs of another shape go to the function itself, and so do all where the capture fails, the replay computes
-    something else than the function, or that draws random numbers on the host; tell gets a line that says why.
+    Inputs of another shape go to the function itself. All inputs do where the capture fails, where the replay computes
+    something else than the function, and where the function draws random numbers on the host: tell gets a line that
+    says why.
 
     The next replay overwrites the gradients; the result is a copy.
     """

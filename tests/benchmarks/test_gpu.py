@@ -2,8 +2,11 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from data_roots import idx_file
 
 from benchmarks import gpu
 
@@ -52,6 +55,26 @@ def test_a_part_ends_when_its_minutes_are_over(tmp_path, monkeypatch):
     found = results(tmp_path)["endless"]
     assert "out of time" in found["error"]
     assert found["seconds"] < 20
+
+
+def test_training_takes_the_digits_of_data_root_and_says_what_they_are(tmp_path):
+    def made(root) -> tuple[np.ndarray, str]:
+        flags = SimpleNamespace(out=tmp_path / root.name / "out", device="cpu", toy=True, minutes=1, data_root=root)
+        place, what = gpu.moving_mnist(gpu.Measurement(flags))
+        return np.load(f"{place}/moving_mnist/mnist_test_seq.npy"), what
+
+    folder = tmp_path / "mnist/moving_mnist"
+    folder.mkdir(parents=True)
+    idx_file(folder / "train-images-idx3-ubyte.gz", np.full((6, 28, 28), 100, np.uint8))
+    idx_file(folder / "t10k-images-idx3-ubyte.gz", np.full((6, 28, 28), 200, np.uint8))
+    sequences, what = made(tmp_path / "mnist")
+    assert set(np.unique(sequences)) == {0, 200}
+    assert what == "MNIST, and test sequences generated from its test digits"
+    np.save(folder / "mnist_test_seq.npy", sequences[:, :3])
+    assert made(tmp_path / "mnist")[0].shape == (20, 3, 64, 64)  # the file that is there
+    sequences, what = made(tmp_path / "empty")
+    assert len(np.unique(sequences)) > 10
+    assert "not MNIST" in what
 
 
 def test_the_list_names_every_part(capsys):

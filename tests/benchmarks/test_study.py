@@ -1,11 +1,14 @@
 import json
 import statistics
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import TINY_FLAGS
 from scipy.stats import ttest_rel
 
+import main
 from benchmarks import study, study_report
 from benchmarks.studies import STUDIES, Study, Variant
 from benchmarks.variants import CHANGES, LOSSES
@@ -22,6 +25,7 @@ def row(variant: str, seed: int, mse: float) -> dict:
         "validation": scores,
         "minutes": 2.0,
         "date": "2026-11-25T20:24:27+00:00",
+        "git_commit": f"{'0123456789' * 4}-dirty",
         "multiply_adds": 4e8,
     }
 
@@ -69,8 +73,8 @@ def test_the_table_pairs_seeds_and_leaves_out_what_has_not_run():
 
 
 def test_a_study_runs_what_is_missing_and_only_that(tmp_path, monkeypatch, capsys):
-    small = Study("Which?", QUICK, [Variant("plain"), Variant("no loss", changes=["mse"])], seeds=(1,))
-    monkeypatch.setitem(STUDIES, "small", small)
+    small = Study("Which?", QUICK, [Variant("plain"), Variant("no loss", changes=["mse"])], (1,), minutes=0.01)
+    monkeypatch.setitem(STUDIES, "small", small)  # a box of minutes: the pace of an epoch is measured first
     argv = ["small", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
     assert study.run([*argv, "--dry_run"]) == 0
     assert capsys.readouterr().out.count("variants.py") == 2
@@ -78,7 +82,8 @@ def test_a_study_runs_what_is_missing_and_only_that(tmp_path, monkeypatch, capsy
     kept = json.loads((tmp_path / "study_small.json").read_text())["runs"]
     assert [r["variant"] for r in kept] == ["no loss"]
     assert kept[0]["git_commit"]
-    assert kept[0]["epochs"] == 1
+    seconds = json.loads((next((tmp_path / "runs").glob("pace-no_loss-1-*")) / "metrics.jsonl").read_text())["seconds"]
+    assert kept[0]["epochs"] == max(1, round(0.6 / seconds))
     assert (tmp_path / "study_small.png").stat().st_size > 5000
     # A run whose result is kept needs no folder; one that has ended is taken up from its folder.
     (tmp_path / "study_small.json").unlink()
@@ -117,11 +122,55 @@ def test_a_run_that_fails_is_named_and_stops_no_other(tmp_path, monkeypatch, cap
 
 def test_a_box_of_minutes_holds_as_many_epochs_as_the_pace_allows(tmp_path):
     boxed = study.Run(Study("?", QUICK, [Variant("it")], minutes=2.0), Variant("it"), 1)
+    name, command = boxed.step(tmp_path, ["--device", "cpu"])
+    assert name == f"pace-{boxed.name}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "seconds": 7.0}) + "\n")
+    name, command = boxed.step(tmp_path, ["--device", "cpu"])
+    assert name == boxed.name
+    assert main.parse(command[command.index("--") + 1 :])[2]["epochs"] == 17  # 120 / 7
 
-    def trains(command: list[str]) -> None:
-        folder = tmp_path / command[command.index("--ex_name") + 1]
-        folder.mkdir()
-        (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "seconds": 7.0}) + "\n")
 
-    assert boxed.epochs_in_box(tmp_path, trains) == ["--epochs", "17"]  # 120 / 7
-    assert boxed.epochs_in_box(tmp_path, pytest.fail) == ["--epochs", "17"]  # measured once
+def test_a_stop_while_the_pace_is_measured_starts_nothing_more(tmp_path, monkeypatch):
+    boxed = study.Run(Study("?", QUICK, [Variant("it")], minutes=1.0), Variant("it"), 1)
+    started, launch = [], study.Pool.launch
+
+    def stop_at_once(pool, command, name):
+        pool.stopped = True
+        started.append(command)
+        return launch(pool, [sys.executable, "-c", ""], name)
+
+    monkeypatch.setattr(study.Pool, "launch", stop_at_once)
+    study.train_missing([boxed], SimpleNamespace(workers=1, runs=tmp_path, data_root="data"), done=pytest.fail)
+    assert len(started) == 1
+
+
+def test_a_variant_that_there_is_not_is_refused_and_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(STUDIES, "one", Study("?", QUICK, [Variant("it")], seeds=(1,)))
+    monkeypatch.setitem(STUDIES, "two", Study("?", QUICK, [Variant("that")], seeds=(1,)))
+    argv = ["--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit) as stop:
+        study.run(["one", "--only", "typo", *argv])
+    assert stop.value.code == 2
+    assert "--only typo" in capsys.readouterr().err
+    key = study.Run(STUDIES["one"], STUDIES["one"].variants[0], 1).key
+    (tmp_path / "study_one.json").write_text(json.dumps({"runs": [row("it", 1, 9.0) | {"key": key}]}))
+    assert study.run(["two", "--dry_run", *argv]) == 0
+    assert not (tmp_path / "study_two.json").exists()
+
+
+def test_runs_of_other_commits_and_of_other_settings_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(STUDIES, "one", Study("?", QUICK, [Variant("it")], seeds=(1, 2)))
+    key = study.Run(STUDIES["one"], STUDIES["one"].variants[0], 1).key
+    rows = [row("it", 1, 9.0) | {"key": key}, row("it", 2, 9.0) | {"key": "of before"}]
+    (tmp_path / "study_one.json").write_text(json.dumps({"runs": rows}))
+    assert study.run(["one", "--report", "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "1 runs of" in told
+    assert "Runs of other commits: 0123456-dirty." in told
+
+
+@pytest.mark.parametrize("name", ["screen", "small", "filter_noise_0.4", "release", "parts"])
+def test_the_tables_of_the_docs_are_those_of_the_results(name):
+    rows = json.loads((study.RESULTS / f"study_{name}.json").read_text())["runs"]
+    assert study_report.table(STUDIES[name], rows) in (Path(__file__).parents[2] / "docs/results.md").read_text()
