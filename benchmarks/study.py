@@ -153,7 +153,7 @@ class Pool:
                 if process.poll() is not None:
                     del self.running[process]
                     self.free.append(place)
-                    if process.returncode not in (0, RESUME_ME):
+                    if process.returncode not in (0, RESUME_ME, -signal.SIGTERM):  # the last: as it started
                         self.failed.append(f"{name} (exit code {process.returncode}, {self.logs / run.name}.log)")
                     return run, name != run.name and process.returncode == 0
             time.sleep(0.5)
