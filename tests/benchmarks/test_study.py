@@ -170,7 +170,7 @@ def test_runs_of_other_commits_and_of_other_settings_are_told(tmp_path, monkeypa
     assert "Runs of other commits: 0123456-dirty." in told
 
 
-@pytest.mark.parametrize("name", ["screen", "small", "filter_noise_0.4", "release", "parts"])
+@pytest.mark.parametrize("name", ["screen", "small", "filter", "filter_noise_0.4", "loss", "release", "parts"])
 def test_the_tables_of_the_docs_are_those_of_the_results(name):
     rows = json.loads((study.RESULTS / f"study_{name}.json").read_text())["runs"]
     assert study_report.table(STUDIES[name], rows) in (Path(__file__).parents[2] / "docs/results.md").read_text()
