@@ -29,10 +29,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from API.datasets import digits
+from API.datasets.mmnist import read_idx_images
+from API.datasets.moving import TEST, MovingDigits
 from API.evaluation.summary import training_bytes
 from API.run.checkpoint import digest, last_checkpoint
 from benchmarks.record import write_result
-from data.moving_mnist.make_test_set import make
 
 REPO = Path(__file__).resolve().parents[1]
 BENCHMARKS, MAIN = REPO / "benchmarks", REPO / "main.py"
@@ -210,7 +211,9 @@ def moving_mnist(s: Measurement) -> tuple[str, str]:
             header = np.array([2051, *pictures.shape], dtype=">i4").tobytes()
             (own / name).write_bytes(gzip.compress(header + pictures.tobytes()))
     if not (own / sequences).exists():
-        make(own / images[1], own / sequences, 10 if s.toy else 1000)
+        count = 10 if s.toy else 1000
+        made = MovingDigits(read_idx_images(own / images[1]), count, (20, 1, 64, 64), (0, 1, 64, 64), 0, TEST)
+        np.save(own / sequences, made.draw(list(range(count))).swapaxes(0, 1).reshape(20, count, 64, 64))
     return str(own.parent), what
 
 

@@ -199,6 +199,8 @@ def changed(names: Sequence[str]) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    if "--" not in sys.argv:
+        sys.exit(f"{__doc__}\nNAME: {', '.join([*CHANGES, *LOSSES])}")
     cut = sys.argv.index("--")
     names, sys.argv[1:] = sys.argv[1:cut], sys.argv[cut + 1 :]
     with changed(names):
