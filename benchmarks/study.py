@@ -153,7 +153,8 @@ class Pool:
                 if process.poll() is not None:
                     del self.running[process]
                     self.free.append(place)
-                    if process.returncode not in (0, RESUME_ME, -signal.SIGTERM):  # the last: as it started
+                    stopped = (-signal.SIGTERM,) if self.stopped else ()  # before it could save itself
+                    if process.returncode not in (0, RESUME_ME, *stopped):
                         self.failed.append(f"{name} (exit code {process.returncode}, {self.logs / run.name}.log)")
                     return run, name != run.name and process.returncode == 0
             time.sleep(0.5)
@@ -181,15 +182,23 @@ def read_rows(path: Path) -> list[dict]:
     return json.loads(path.read_text())["runs"] if path.is_file() else []
 
 
+def current_rows(study: Study, path: Path) -> dict[str, dict]:
+    """The study's rows in a result file, by key; says how many others there are."""
+    named, stored = {variant.name: variant for variant in study.variants}, read_rows(path)
+    known = [row for row in stored if row["variant"] in named]
+    rows = {row["key"]: row for row in known if row["key"] == Run(study, named[row["variant"]], row["seed"]).key}
+    if len(rows) < len(stored):
+        gone = len(stored) - len(rows)
+        print(f"{gone} runs of {path} left out: they are of variants or settings that the study has no more")
+    return rows
+
+
 def run_study(name: str, args: argparse.Namespace) -> int:
     """Run what is missing, and report. The exit code."""
     study, path = STUDIES[name], args.output / f"study_{name}.json"
     chosen = [v for v in study.variants if not args.only or v.name in args.only]
     wanted = [Run(study, variant, seed) for seed, variant in itertools.product(args.seeds or study.seeds, chosen)]
-    named = {variant.name: variant for variant in study.variants}
-    stored = read_rows(path)
-    known = [row for row in stored if row["variant"] in named]
-    rows = {row["key"]: row for row in known if row["key"] == Run(study, named[row["variant"]], row["seed"]).key}
+    rows = current_rows(study, path)
     others = [row for other in args.output.glob("study_*.json") for row in read_rows(other)]
     elsewhere = {row["key"]: row for row in sorted(others, key=lambda row: row["date"])}  # the newest of equals
     for run in wanted:
@@ -209,8 +218,6 @@ def run_study(name: str, args: argparse.Namespace) -> int:
             print(f"{run.name}: " + "  ".join(f"{k} {v:.4g}" for k, v in row["test"].items()), flush=True)
 
     args.output.mkdir(parents=True, exist_ok=True)
-    if gone := sum(row["key"] not in rows for row in stored):
-        print(f"{gone} runs of {path} left out: they are of variants or settings that the study has no more")
     for run in wanted:
         if run.key not in rows:
             keep(run)

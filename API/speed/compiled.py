@@ -29,7 +29,7 @@ def compile_blocks(
     Returns a line that says how it went; where it failed, in any process, all blocks stay as they are.
     """
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # for the blocks of a class
-    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)  # warns of operators in place: see keep
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)  # warns of what keep_products says
     began, problem = time.perf_counter(), None
     try:
         try_compiling(model, blocks, example, autocast, backend)
