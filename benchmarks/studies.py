@@ -106,7 +106,7 @@ STUDIES = {
     ),
     "mnist": Study(
         "The same on real Moving MNIST, for 60,000 sequences",
-        "--dataname mmnist --epochs 60 --epoch_size 1000 --log_step 5 --num_workers 1",
+        "--dataname mmnist --precision fp32 --epochs 60 --epoch_size 1000 --log_step 5 --num_workers 1",
         [
             Variant("DFDNet", SMALL),
             Variant("SimVP-gSTA", "--batch_size 4 --lr 5e-3", ["gsta", "mse"]),
