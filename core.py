@@ -377,7 +377,6 @@ def explain(config: Config, state: Mapping) -> None:
     machine = prepare(config)
     model = trained(config, state, machine, exact=True)
     past, future = machine.move(next(iter(build_loaders(config, machine, ("test",))["test"])))
-    recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     predicted = {}
     for mode in FILTER_MODES:
         with filters_as(model, mode), machine.autocast():
@@ -386,6 +385,7 @@ def explain(config: Config, state: Mapping) -> None:
     removed = {name: torch.tensor([one["removed"], one["energy_removed"]]) for name, one in found.items()}
     notes = {name: [numbers.to(machine.device)] for name, numbers in removed.items()}
     stages = filter_report(model, notes, state.get("lr_squares", math.nan))
+    recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     recorder.log(draw_filters(found, stages, past, future, predicted, recorder, config.stage, config.block))
 
 
