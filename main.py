@@ -329,11 +329,12 @@ def run(argv: Sequence[str]) -> None:
     call(config, state) if mode in ("train", "test", "predict", "explain", "export") else call(config)
 
 
-def main() -> int:
-    """Exit code 0; 2 after the user's mistake, with one line about it; 75 stopped, to be resumed; 130 interrupted."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run argv (default: the command line's). Exit code 0; 2 after the user's mistake, with one line about it;
+    75 stopped, to be resumed; 130 interrupted."""
     who = f"process {rank()}: " if rank() else ""
     try:
-        run(sys.argv[1:])
+        run(sys.argv[1:] if argv is None else argv)
     except Interrupted as stop:
         if not rank():
             print(stop, file=sys.stderr)

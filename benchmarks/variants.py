@@ -202,7 +202,6 @@ if __name__ == "__main__":
     if "--" not in sys.argv:
         sys.exit(f"{__doc__}\nNAME: {', '.join([*CHANGES, *LOSSES])}")
     cut = sys.argv.index("--")
-    names, sys.argv[1:] = sys.argv[1:cut], sys.argv[cut + 1 :]
-    with changed(names):
-        code = main.main()
+    with changed(sys.argv[1:cut]):
+        code = main.main(sys.argv[cut + 1 :])
     leave(code, well=code in (0, RESUME_ME))

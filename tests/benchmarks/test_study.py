@@ -90,6 +90,7 @@ def test_a_study_runs_what_is_missing_and_only_that(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(study, "train_missing", lambda missing, *_: pytest.fail(str(missing)))
     assert study.run([*argv, "--only", "no loss"]) == 0
     tested = json.loads((next((tmp_path / "runs").glob("no_loss-1-*")) / "test.json").read_text())
+    assert "variants.py mse -- --dataname" in tested["measured_on"]["command"]
     again = json.loads((tmp_path / "study_small.json").read_text())["runs"][0]
     assert again["test"]["mse"] == tested["strict"]["model"]["mse"]["mean"]
 
