@@ -49,8 +49,7 @@ def start(folder: Path, name: str) -> int:
         log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        sys.argv = ["main.py", *FLAGS, name]
-        code = main.main()
+        code = main.main([*FLAGS, name])
     except BaseException:
         code = 99
     os._exit(code)

@@ -129,8 +129,7 @@ def test_mistakes_end_in_one_line_and_code_2(mistake, tmp_path, monkeypatch, cap
     torch.save({"objects": Fraction(1, 2)}, tmp_path / "objects.pth")
     (tmp_path / "run").mkdir()
     flags, words = MISTAKES[mistake]
-    monkeypatch.setattr(sys, "argv", ["main.py", *flags])
-    assert main.main() == 2
+    assert main.main(flags) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert error.startswith("error: ")

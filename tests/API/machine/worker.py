@@ -37,8 +37,7 @@ def command_line(argv: list[str]) -> int:
         return adam(self, *args, **kwargs)
 
     torch.optim.Adam.step = step
-    sys.argv = ["main.py", *argv]
-    return main.main()
+    return main.main(argv)
 
 
 def can_shard() -> bool:

@@ -35,8 +35,7 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: path.touch())
 
     def run(*flags: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["main.py", *flags])
-        code = main.main()
+        code = main.main(flags)
         return code, capsys.readouterr().err
 
     return run
