@@ -104,6 +104,7 @@ STUDIES = {
             Variant("before"),
         ],
     ),
+    "short": Study("And in the time that the quick start takes, 5 epochs?", DIGITS + "5", [*PEERS, Variant("digits")]),
     "mnist": Study(
         "The same on real Moving MNIST, for 60,000 sequences",
         "--dataname mmnist --precision fp32 --epochs 60 --epoch_size 1000 --log_step 5 --num_workers 1",
