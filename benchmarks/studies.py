@@ -104,7 +104,16 @@ STUDIES = {
             Variant("before"),
         ],
     ),
-    "short": Study("And in the time that the quick start takes, 5 epochs?", DIGITS + "5", [*PEERS, Variant("digits")]),
+    "short": Study(
+        "And in the time that the quick start takes, 5 epochs?",
+        DIGITS + "5",
+        [
+            *PEERS,
+            Variant("digits"),
+            Variant("deep 3, segments 2 4", "--layer_config 0 0 0 3 --segments 2 4"),
+            Variant("deep 10, hid_S 6, segments 2 4", "--hid_S 6 --layer_config 0 0 0 10 --segments 2 4"),
+        ],
+    ),
     "mnist": Study(
         "The same on real Moving MNIST, for 60,000 sequences",
         "--dataname mmnist --precision fp32 --epochs 60 --epoch_size 1000 --log_step 5 --num_workers 1",
