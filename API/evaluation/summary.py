@@ -126,7 +126,7 @@ def costs(
 def work(build: Callable[[], nn.Module], in_shape: Sequence[int]) -> dict[str, int]:
     """ "parameters" and "multiply_adds", as of costs()."""
     with FakeTensorMode(), torch.no_grad():
-        model = build().eval()
+        model = build().eval().requires_grad_(False)  # or the counter breaks on views of parameters
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, *in_shape))
     parameters = sum(p.numel() for p in model.parameters())

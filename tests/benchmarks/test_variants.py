@@ -6,6 +6,7 @@ from conftest import TINY
 from torch import Tensor, nn
 
 import core
+from API.evaluation.summary import work
 from benchmarks.variants import CHANGES, LOSSES, changed
 from TemporalModule.temporal import DFDB, Branch
 from TemporalModule.watch import filter_statistics, filters_of
@@ -26,6 +27,7 @@ def test_a_changed_model_learns_with_every_parameter_it_has(name):
     without = [n for n, p in model.named_parameters() if p.grad is None and p.requires_grad]
     assert not without
     assert model.eval()(PAST).shape == (2, 4, 1, 32, 32)
+    assert work(lambda: build(name), CONFIG.in_shape)["multiply_adds"] > 0
 
 
 def test_changes_end_with_the_context():

@@ -108,6 +108,28 @@ def test_parameters_and_multiply_adds_are_those_of_the_layers():
     assert cost["multiply_adds"] == 8 * 8 * 5 * 3 * 9
 
 
+def test_a_module_that_returns_a_view_of_its_parameter_is_counted():
+    class Position(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Parameter(torch.rand(1, 8))
+
+        def forward(self) -> torch.Tensor:
+            return self.position.expand(3, -1)
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.mix = Position(), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mix(x) + self.place()
+
+    cost = costs(Placed, lambda model: [model.mix], (3, 8), 2)
+    assert cost["parameters"] == 8 * 8 + 8 + 8
+    assert cost["multiply_adds"] == 3 * 8 * 8
+
+
 def test_a_compiled_block_keeps_what_is_counted():
     needs_compiler()
     torch._dynamo.reset()
