@@ -96,7 +96,7 @@ def compare(output: str) -> int:
         if way.startswith("compiled"):
             torch.set_default_dtype(torch.float64)  # of what it is tried out with
             said = accelerate(
-                model, model.blocks()[3:4], compile=True, example=past[:2], backend="aot_eager", agree=agree
+                model, [model.temporal.stem_first], compile=True, example=past[:2], backend="aot_eager", agree=agree
             )
             torch.set_default_dtype(torch.float32)
         synchronise_norms(model)

@@ -95,7 +95,7 @@ def test_where_compiling_fails_blocks_run_as_they_are_after_one_warning():
 def test_where_compiling_fails_in_another_process_nothing_is_compiled_here():
     needs_compiler()
     model = tiny(torch.float32)
-    lines = compiled(model, blocks=model.temporal.stages[0], agree=lambda failed: True)
+    lines = compiled(model, blocks=[model.temporal.stem_first], agree=lambda failed: True)
     assert lines[-1] == "warning: compiling failed, going on without (in another process)"
     model(batch(torch.float32)[0])
     assert not any("forward" in vars(block) for block in model.blocks())
