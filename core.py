@@ -74,7 +74,7 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, and a one-cycle schedule over all steps of the run. The model is on its device already."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = parameters[0].device.type in ("cuda", "cpu")
+    fused = all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)  # not of complex ones
     optimizer = torch.optim.Adam(parameters, lr=config.lr, fused=fused)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.lr, total_steps=config.epochs * steps_an_epoch, final_div_factor=1e4

@@ -22,6 +22,8 @@ from API.run.guard import gradient_norm
 from API.run.state import TrainingState
 from API.speed.recompute import recompute_blocks
 from DFDNet import DFDNet
+from TemporalModule.filter import analyse
+from TemporalModule.watch import filters_of
 from WFL import WeightedFrequencyLoss
 
 
@@ -77,6 +79,28 @@ def test_a_model_that_calls_no_filter_trains_and_explain_says_so(start, monkeypa
     assert json.loads((start.folder / "digits/metrics.jsonl").read_text())["filter"] == []
     with pytest.raises(UserError, match="this model calls none"):
         start("--ckpt", str(start.folder / "digits/checkpoints/best.pth"), mode="explain")
+
+
+def test_complex_weights_learn(start, monkeypatch):
+    """Weights of a spectrum are complex; fused Adam takes real ones only."""
+    build_model = core.build_model
+
+    def build(config):
+        model = build_model(config)
+        for module in filters_of(model).values():
+            module.weight = torch.nn.Parameter(torch.ones(module.length // 2 + 1, dtype=torch.complex64))
+        return model
+
+    def weighted(self, x):
+        return torch.view_as_real(torch.view_as_complex(analyse(x)) * self.weight)
+
+    monkeypatch.setattr(core, "build_model", build)
+    monkeypatch.setattr("TemporalModule.filter.ThresholdFilter.analyse", weighted)
+    start("--epochs", "2", "--grad_clip", "1")
+    state = load_checkpoint(start.folder / "digits/checkpoints/last.pth")["model"]
+    weights = [value for name, value in state.items() if name.endswith("filter_h.weight")]
+    assert weights
+    assert all(weight.imag.abs().max() > 0 for weight in weights)
 
 
 def test_a_loss_with_parameters_of_its_own_is_refused(start, monkeypatch):
@@ -381,15 +405,16 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("largest", [None, 1e-3, 1e9])
 def test_the_norm_of_the_gradient_is_exact_and_clipping_scales_to_it(largest):
     parameters = [torch.zeros(shape) for shape in ((300, 500), (7,), (2, 3, 3, 3), (4,))]
+    parameters.insert(0, torch.zeros(5, dtype=torch.complex64))
     for p in parameters[:-1]:  # the last one has none
-        p.grad = torch.randn(p.shape)
-    parameters[2].grad = parameters[2].grad.contiguous(memory_format=torch.channels_last)
-    before = [p.grad.double() for p in parameters[:-1]]
+        p.grad = torch.randn_like(p)
+    parameters[3].grad = parameters[3].grad.contiguous(memory_format=torch.channels_last)
+    before = [p.grad.to(torch.complex128) for p in parameters[:-1]]
     norm = torch.cat([g.flatten() for g in before]).norm().item()
     assert gradient_norm(parameters, largest).item() == pytest.approx(norm, rel=1e-5)
     scale = 1 if largest is None else min(1, largest / norm)
     for p, g in zip(parameters, before):
-        assert torch.allclose(p.grad.double(), g * scale, rtol=1e-5)
+        assert torch.allclose(p.grad.to(g.dtype), g * scale, rtol=1e-5)
 
 
 def train_batches(model, batches, folder, optimizer, dtype=torch.float32, precision="fp32", mode="stop", **options):
