@@ -134,7 +134,8 @@ class DFDNet(nn.Module, PyTorchModelHubMixin, library_name="dfdnet", tags=["vide
         """The parts to recompute, compile or shard one by one, from outside."""
         temporal = self.temporal
         dfdbs = [block for stage in temporal.stages for block in stage]
-        return [self.encoder, temporal.stem_first, temporal.stem_last, *dfdbs, temporal.unstem_first, self.decoder]
+        parts = [self.encoder, temporal.stem_first, temporal.stem_last, *dfdbs, temporal.unstem_first, self.decoder]
+        return list(dict.fromkeys(parts))  # once each, also a DFDB that stands in several places
 
 
 # Both, and their gradients, lay the channels last in memory, as convolutions and DFDBs read them.

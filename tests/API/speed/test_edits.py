@@ -144,10 +144,16 @@ def attention_after_dfdu(model, patch):
     patch.setattr(Branch, "forward", forward)
 
 
+def tied_dfdbs(model, patch):
+    """One DFDB, twice."""
+    (block,) = model.temporal.stages[3]
+    model.temporal.stages[3] = nn.Sequential(block, block)
+
+
 EDITS = [
     dropout_in_dfdu, second_dfdu, attribute_conditioning, parameter_of_the_block, other_recombination, soft_gate,
     learnable_spectrum, batch_norm_in_encoder, dilated_stem, subclass_before_batch_norm, layer_scale_after_dfdu,
-    drop_path_after_dfdu, attention_after_dfdu,
+    drop_path_after_dfdu, attention_after_dfdu, tied_dfdbs,
 ]  # fmt: skip
 RANDOM = (dropout_in_dfdu, drop_path_after_dfdu)  # compiled, they may draw other numbers than eagerly
 
