@@ -105,7 +105,7 @@ STUDIES = {
         ],
     ),
     "short": Study(
-        "And in the time that the quick start takes, 5 epochs?",
+        "And after 5 epochs, as in the quick start?",
         DIGITS + "5",
         [
             *PEERS,
