@@ -3,6 +3,7 @@
 What a data set is stands in API/datasets/__init__.py.
 """
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from .machine.device import Machine
 from .machine.distributed import World
 from .presets import PRESETS
 from .run.flags import DATA_FLAGS
+from .run.interrupt import end_workers, ignore_stop_signals
 
 SPLITS = ("train", "val", "test")
 # Options that change no number; a data set that has no use for them is not given them.
@@ -129,6 +131,7 @@ def shared_memory() -> str:
 
 def worker_context() -> BaseContext:
     """The multiprocessing context of the workers: the platform's default, but with Flags for events."""
+    atexit.register(end_workers)
 
     class Context(type(multiprocessing.get_context())):
         def Event(self) -> Flag:
@@ -208,6 +211,7 @@ def load_data(
             batch_sampler=EpochBatches(data, batch_size if train else val_batch_size, train, seed, world),
             collate_fn=collate,
             num_workers=num_workers,
+            worker_init_fn=ignore_stop_signals,
             persistent_workers=train and num_workers > 0,
             multiprocessing_context=worker_context() if num_workers else None,
             pin_memory=pin_memory,

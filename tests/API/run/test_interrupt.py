@@ -130,6 +130,32 @@ def test_a_closed_pipe_stops_the_run_with_a_checkpoint(folder):
     assert "; go on with --resume" in (folder / "piped/log.txt").read_text().splitlines()[-1]
 
 
+def test_a_signal_to_every_process_of_a_run_stops_it_with_a_checkpoint(folder):
+    flags = [*FLAGS, "--num_workers", "2", "--epochs", "500", "--log_step", "500", "--ex_name", "all"]
+    command = [sys.executable, "-c", START.format(repo=str(REPO)), *flags]
+    pipe = subprocess.PIPE
+    run = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder.parent, start_new_session=True)
+    try:
+        while not run.stdout.readline().startswith("epoch 1/"):
+            assert run.poll() is None, run.stderr.read()
+        os.killpg(run.pid, signal.SIGTERM)
+        printed, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 75, errors
+    assert printed.count("stopping after this step") == 1
+    assert "go on with --resume" in errors
+    assert last_checkpoint(folder / "all") is not None
+
+
+def test_a_bug_ends_a_run_whose_workers_ignore_signals(folder):
+    bug = "import torch\ndef step(*_, **__): raise ValueError('a bug')\ntorch.optim.Adam.step = step\n"
+    command = [sys.executable, "-c", bug + START.format(repo=str(REPO)), *FLAGS, "--num_workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ValueError: a bug"
+
+
 def test_stops_and_resumes_are_in_the_log_with_their_times(folder, monkeypatch):
     step, steps = torch.optim.Adam.step, []
 
