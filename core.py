@@ -44,7 +44,7 @@ from API.speed import accelerate
 from API.speed.graphs import Graphed
 from API.speed.inference import prepare_inference
 from DFDNet import DFDNet, check_sizes, strides
-from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra
+from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra, threshold_groups
 from WFL import WeightedFrequencyLoss
 
 MODEL_FLAGS = tuple(inspect.signature(DFDNet).parameters)
@@ -240,6 +240,7 @@ def train_one_epoch(
     model.train()
     optimizer, scheduler, world = run.optimizer, run.scheduler, machine.world
     pace = Pace(loader, machine, guard.title, run.step)
+    groups = threshold_groups(run.model, optimizer)
     total = torch.tensor(run.total, device=machine.device)
 
     def forward_backward(past: Tensor, future: Tensor) -> Tensor:
@@ -264,8 +265,9 @@ def train_one_epoch(
         norm = gradient_norm(guard.parameters, grad_clip)
         if guard.passes(pace.step, loss, norm, batch):
             optimizer.step()
-        run.lr = scheduler.get_last_lr()[0]  # of this step
-        run.lr_squares += run.lr**2
+        rates = scheduler.get_last_lr()  # of this step
+        run.lr = rates[0]
+        run.lr_squares += rates[groups[0]] ** 2 if len(groups) == 1 else math.nan
         scheduler.step()  # one-cycle: every step, not every epoch
         total += guard.loss
         pace.show(len(batch[0]), loss, run.lr)
@@ -335,7 +337,7 @@ def predictor_of(config: Config, state: Mapping) -> Predictor:
     fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
     model = trained(config, state, machine)
     kind = ArrayPredictor.of(config) if config.dataname == "arrays" else Predictor
-    return kind(model.predict_once, config.in_shape, config.out_shape, machine, *fitting)
+    return kind(model, config.in_shape, config.out_shape, machine, *fitting)
 
 
 def test(config: Config, state: Mapping) -> None:

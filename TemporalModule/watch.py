@@ -20,6 +20,13 @@ def filters_of(model: nn.Module) -> dict[str, ThresholdFilter]:
     return {name: module for name, module in model.named_modules() if isinstance(module, ThresholdFilter)}
 
 
+def threshold_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[int]:
+    """Which parameter groups of optimizer, by number, hold thresholds of model's filters; the first if none does."""
+    thresholds = {id(module.threshold) for module in filters_of(model).values()}
+    groups = enumerate(optimizer.param_groups)
+    return [k for k, group in groups if any(id(p) in thresholds for p in group["params"])] or [0]
+
+
 @torch.no_grad()
 def removed(module: ThresholdFilter, x: Tensor) -> Tensor:
     """x (B, N, L) -> (2,): the fractions of the high bins, and of all energy, that the filter removes of x."""
@@ -70,7 +77,7 @@ def filter_report(
     """Per temporal stage, from filter_statistics: the fractions of high bins ("removed") and of all energy
     ("energy_removed") that are removed, and how far the thresholds have moved: on average in absolute terms
     ("threshold_moved"), signed ("threshold_drift"), and as a multiple of noise's movement
-    ("threshold_moved_over_noise", where lr_squares is known, the sum of the squared learning rates of all steps).
+    ("threshold_moved_over_noise", where lr_squares is known, the sum of their squared learning rates of all steps).
     Filters outside the stages, and those that the model did not call, are left out."""
     walk = NOISE_WALK * math.sqrt(lr_squares)
     stages: dict[int, list[Tensor]] = {}

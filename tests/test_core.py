@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from API.run.state import TrainingState
 from API.speed.recompute import recompute_blocks
 from DFDNet import DFDNet
 from TemporalModule.filter import analyse
-from TemporalModule.watch import filters_of
+from TemporalModule.watch import NOISE_WALK, filters_of
 from WFL import WeightedFrequencyLoss
 
 
@@ -475,6 +476,46 @@ def test_the_learning_rate_of_a_record_is_that_of_the_last_step(start):
         optimizer.step()
         scheduler.step()
     assert lr == pytest.approx([used[2], used[5]], rel=1e-9)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_noise_is_told_from_the_learning_rates_that_the_thresholds_have(start, monkeypatch, split):
+    rates = []
+
+    def build_optimizer(model, config, steps_an_epoch):
+        thresholds = [module.threshold for module in filters_of(model).values()]
+        others = [p for p in model.parameters() if all(p is not one for one in thresholds)]
+        if split:
+            others.append(thresholds.pop())  # thresholds of two learning rates: nothing to compare with
+        optimizer = torch.optim.Adam([{"params": others}, {"params": thresholds, "lr": 1e-2}], lr=1e-3)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates.append(1 / (1 + step)) or rates[-1])
+        return optimizer, rate
+
+    monkeypatch.setattr(core, "build_optimizer", build_optimizer)
+    start("--epochs", "1")
+    (record,) = map(json.loads, (start.folder / "digits/metrics.jsonl").read_text().splitlines())
+    assert record["lr"] == pytest.approx(1e-3 / 3)
+    walk = NOISE_WALK * 1e-2 * np.sqrt(1 + 1 / 4 + 1 / 9)
+    for stage in record["filter"]:
+        if split:
+            assert "threshold_moved_over_noise" not in stage
+        else:
+            assert stage["threshold_moved_over_noise"] == pytest.approx(stage["threshold_moved"] / walk)
+
+
+def test_an_edit_of_forward_predicts_what_it_trains(start, monkeypatch):
+    forward = DFDNet.forward
+    monkeypatch.setattr(DFDNet, "forward", lambda self, past: past[:, -1:] + forward(self, past))
+    start("--epochs", "1", "--out_shape", "6", "1", "32", "32")
+    checkpoint = start.folder / "digits/checkpoints/best.pth"
+    past = torch.rand(1, 4, 1, 32, 32)
+    model = core.build_model(SimpleNamespace(**load_checkpoint(checkpoint)["config"])).eval()
+    model.load_state_dict(load_checkpoint(checkpoint)["model"])
+    predictor = core.load_predictor(checkpoint, "cpu", "fp32")
+    with torch.no_grad():
+        first = model(past)
+        on = model(torch.cat([past, first], 1)[:, -4:])
+    assert torch.allclose(predictor.ahead(past[0], 9), torch.cat([first, on], 1)[0, :9], atol=1e-4)
 
 
 def test_plain_applies_nothing_and_trains_the_same(start):

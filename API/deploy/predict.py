@@ -29,8 +29,8 @@ GREY = 127  # where nothing is predicted, and where a clip has ended
 class Predictor:
     """Frames of any size -> the next ones, of the same size and kind.
 
-    model: (B, T, C, H, W) -> (B, T, C_out, H, W), on machine's device and in evaluation mode. Its first `reach` frames
-    were trained; more are predicted from the newest T frames, again and again, as the model itself does.
+    model: (B, T, C, H, W) -> (B, T_out, C_out, H, W), on machine's device and in evaluation mode. Where more frames are
+    asked for, they are predicted from the newest T, again and again.
     resize, interpolation: how training made frames of other sizes fit, see clips/fit.py. With "crop" the model sees the
     middle of a frame only; what is beside it is grey in the predictions.
     """
@@ -47,7 +47,6 @@ class Predictor:
         self.model, self.machine, self.resize, self.interpolation = model, machine, resize, interpolation
         self.T, *self.shape = in_shape
         self.frames, self.C_out = out_shape[:2]
-        self.reach = min(self.T, self.frames)
 
     def __call__(self, video: np.ndarray, frames: int | None = None) -> np.ndarray:
         """video (F, H, W) or (F, H, W, C), uint8 or floats in [0, 1], F >= T: the last T count -> (frames, H, W[, C]).
@@ -74,13 +73,13 @@ class Predictor:
     @torch.no_grad()
     def ahead(self, past: Tensor, frames: int) -> Tensor:
         """(T, C, H, W) -> (frames, C_out, H, W), float32 on the CPU, as the model gives them: they may leave [0, 1]."""
-        if frames > self.reach and self.C_out != past.shape[1]:
+        if frames > self.frames and self.C_out != past.shape[1]:
             channels = f"{past.shape[1]} to {self.C_out} channels"
-            raise UserError(f"--frames {frames}: a model from {channels} cannot go on from its own {self.reach}")
+            raise UserError(f"--frames {frames}: a model from {channels} cannot go on from its own {self.frames}")
         past, future = past[None].to(self.machine.device), []
         while sum(part.shape[1] for part in future) < frames:
             with self.machine.autocast():
-                future.append(self.model(past)[:, : self.reach].float())
+                future.append(self.model(past)[:, : self.frames].float())
             past = torch.cat([past, future[-1]], 1)[:, -self.T :] if self.C_out == past.shape[2] else past
         return torch.cat(future, 1)[0, :frames].cpu()
 

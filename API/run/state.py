@@ -21,7 +21,7 @@ PLACE = ("epoch", "step", "total", "skipped", "best", "lr", "lr_squares")
 class TrainingState:
     """Model, optimizer and schedule of a run, and its place: whole epochs done, steps done of the next one, the sum of
     their losses, how many of them were skipped, the best validation error, the learning rate of the last step, and the
-    sum of the squares of those of all steps.
+    sum of the squares of the filters' learning rates of all steps.
 
     Used as a context, it catches the signals to stop and writes checkpoints behind training's back.
     """
