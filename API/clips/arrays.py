@@ -104,6 +104,8 @@ def from_h5(path: Path, variable: str | None, axes: int | None) -> tuple[Any, st
     file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
     name = choose(path, found, variable and variable.strip("/"), axes)
     data, attributes = found[name], found[name].attrs
+    if attributes.get("scale_factor", 1) != 1 or attributes.get("add_offset", 0) != 0:
+        raise BadClip(f"{path}: {name} is packed (scale_factor, add_offset): unpack it, or name the file .nc")
     marks = [attributes[mark] for mark in ("_FillValue", "missing_value") if mark in attributes]
     return data, named(name, attributes), tuple(float(np.ravel(mark)[0]) for mark in marks)
 

@@ -72,6 +72,18 @@ def test_fill_values_of_a_file_are_missing(tmp_path, kind):
     assert open_arrays(path, fill="250").read(0, 0, 12)[4, 0, 2, 2] == 250
 
 
+def test_packed_values_are_not_taken_for_the_values(tmp_path):
+    for attributes in ({"scale_factor": 0.01}, {"add_offset": 273.0}, {"scale_factor": 1.0, "add_offset": 0}):
+        write(tmp_path / "a.h5", VALUES)
+        with h5py.File(tmp_path / "a.h5", "a") as file:
+            file["group/t2m"].attrs.update(attributes)
+        if attributes.get("scale_factor") == 1:
+            assert np.array_equal(open_arrays(tmp_path / "a.h5").read(0, 0, 12), VALUES[:12, None])
+        else:
+            with pytest.raises(BadClip, match=r"t2m is packed .*: unpack it, or name"):
+                open_arrays(tmp_path / "a.h5")
+
+
 def test_values_have_their_name_and_unit(tmp_path):
     assert open_arrays(write(tmp_path / "a.nc")).name == "t2m (K)"
     assert open_arrays(write(tmp_path / "a.npz")).name == "t2m"
