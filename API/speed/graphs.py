@@ -3,7 +3,7 @@
 import gc
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..run.checkpoint import random_states, restore_random_states
-from .recompute import buffers_as, copy_buffers
 
 WARM_UP = 3  # calls before capture: libraries choose their kernels, compilers settle
 TOLERANCE = 1e-2  # between a call and its replay, relative; what is stale is off by far more, rounding by far less
@@ -112,6 +111,25 @@ class Graphed:
         replayed = self.replay(inputs)
         off = max(difference([replayed], [result]), difference(self.gradients, gradients))
         return None if off <= TOLERANCE else f"replayed, it differs by {off:.1e}"
+
+
+@contextmanager
+def buffers_as(model: nn.Module, before: Sequence[Tensor]) -> Iterator[None]:
+    """Within, model's buffers have the values `before`; then again those that they have now."""
+    buffers = list(model.buffers())
+    now = [buffer.clone() for buffer in buffers]
+    try:
+        copy_buffers(buffers, before)
+        yield
+    finally:
+        copy_buffers(buffers, now)
+
+
+@torch.no_grad()
+def copy_buffers(buffers: Iterable[Tensor], values: Sequence[Tensor]) -> None:
+    """Give buffers these values, in place."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -1,6 +1,6 @@
 """Activation checkpointing by blocks: keep a block's inputs for backward, and compute everything inside again."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MethodType
 
@@ -30,8 +30,9 @@ def recomputed(forward: Callable) -> Callable:
     def call(module: nn.Module, *inputs):
         if not torch.is_grad_enabled():
             return forward(module, *inputs)
-        before = [buffer.detach().clone() for buffer in module.buffers()]
-        contexts = lambda: (nullcontext(), buffers_as(module, before))  # noqa: E731
+        before = {buffer: buffer.detach().clone() for buffer in module.buffers()}
+        before = [(part, name, before.get(buffer)) for part, name, buffer in places_of_buffers(module)]
+        contexts = lambda: (nullcontext(), other_buffers(module, before))  # noqa: E731
         # Random generators cannot be set back in a CUDA graph; where that matters, its first replay tells (graphs.py).
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         options = dict(use_reentrant=False, context_fn=contexts, preserve_rng_state=not capturing)
@@ -40,20 +41,21 @@ def recomputed(forward: Callable) -> Callable:
     return call
 
 
+def places_of_buffers(block: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor | None]]:
+    """(module, name, buffer) of all buffers, those that are None, too."""
+    return [(part, name, buffer) for part in block.modules() for name, buffer in part._buffers.items()]
+
+
 @contextmanager
-def buffers_as(block: nn.Module, before: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Within, block's buffers have the values `before`; then again those that they have now."""
-    buffers = list(block.buffers())
-    now = [buffer.detach().clone() for buffer in buffers]
+def other_buffers(block: nn.Module, others: Sequence[tuple[nn.Module, str, torch.Tensor | None]]) -> Iterator[None]:
+    """Within, block has copies of other buffers; whether it changes them in place or assigns new ones, it has its own
+    again afterwards."""
+    own = places_of_buffers(block)
+    copies = {buffer: buffer.clone() for _, _, buffer in others if buffer is not None}
     try:
-        copy_buffers(buffers, before)
+        for part, name, buffer in others:
+            setattr(part, name, copies.get(buffer))
         yield
     finally:
-        copy_buffers(buffers, now)
-
-
-@torch.no_grad()
-def copy_buffers(buffers: Iterable[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Give buffers these values, in place."""
-    for buffer, value in zip(buffers, values, strict=True):
-        buffer.copy_(value)
+        for part, name, buffer in own:
+            setattr(part, name, buffer)

@@ -105,7 +105,7 @@ def test_folding_that_would_change_a_prediction_is_taken_back():
 def test_rounded_weights_give_the_bits_of_autocast_at_half_the_size(release):
     model, past = DFDNet(**TINY, release=release).eval(), torch.rand(2, 4, 1, 32, 32)
     rounded = copy.deepcopy(model)
-    round_weights(rounded)
+    round_weights(rounded, past)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(rounded(past), model(past))
     products = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS))}
@@ -114,6 +114,26 @@ def test_rounded_weights_give_the_bits_of_autocast_at_half_the_size(release):
             assert value.dtype == torch.bfloat16, name
         elif not name.endswith("bias"):
             assert value.dtype in (torch.float32, torch.int64), name
+
+
+@torch.no_grad()
+def test_what_runs_outside_of_autocast_keeps_its_weights():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.outside, self.both, self.unused = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.both(self.inside(x))
+            with torch.autocast("cpu", enabled=False):
+                return self.both(self.outside(x.float()))
+
+    model, x = Mixed(), torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x)
+        assert round_weights(model, x) == ["weights of 1 layers rounded to bfloat16"]
+        assert torch.equal(model(x), before)
+    assert model.inside.weight.dtype == torch.bfloat16
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from API.speed.mish import AT_A_TIME, mish
+from API.speed.mish import AT_A_TIME, mish, swap_mish
 
 
 def exact(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,8 +36,19 @@ def test_far_out_it_is_x_or_nothing():
     assert ours(torch.tensor([float("inf"), float("nan")]))[0].isnan().tolist() == [False, True]
 
 
-def test_the_numerical_gradient_is_its_own():
-    assert torch.autograd.gradcheck(mish, torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
+def test_the_numerical_gradient_is_its_own_and_so_is_the_second():
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mish, x)
+    assert torch.autograd.gradgradcheck(mish, x)
+
+
+def test_hooks_stay():
+    layer = nn.Mish()
+    layer.register_forward_hook(lambda module, inputs, y: 2 * y)
+    model, x = nn.Sequential(nn.Linear(4, 4), layer), torch.randn(3, 4)
+    before = model(x)
+    assert swap_mish(model) == ["1 Mish with one exponential instead of three"]
+    assert torch.allclose(model(x), before, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
