@@ -155,9 +155,9 @@ def train(config: Config, state: Mapping | None = None) -> None:
         with Loggers(config.logger if machine.world.main else (), recorder.folder, run.epoch, *shown) as loggers:
             with run.save_in(recorder.checkpoints):
                 train_epochs(forward, loaders, run, config, machine, recorder, loggers)
-            config.ckpt = best
-            model = trained(config, load_checkpoint(best), machine)
-            tested = score(model, loaders["test"], config, machine, recorder, lpips)
+                config.ckpt = best
+                model = trained(config, load_checkpoint(best), machine)
+                tested = score(model, loaders["test"], config, machine, recorder, lpips, run.leave_test)
             loggers.results(tested)
         if machine.world.main:
             figures.training_curves(recorder.history(), recorder.figures / "training.png")
@@ -355,14 +355,21 @@ def test(config: Config, state: Mapping) -> None:
 
 
 def score(
-    model: nn.Module, loader: DataLoader, config: Config, machine: Machine, recorder: Recorder, lpips: Callable | None
+    model: nn.Module,
+    loader: DataLoader,
+    config: Config,
+    machine: Machine,
+    recorder: Recorder,
+    lpips: Callable | None,
+    after_batch: Callable[[], object] = lambda: None,
 ) -> dict:
     """Measure what the flags ask for, and write it into the run folder."""
     flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "noise")
     about = {flag: getattr(config, flag) for flag in flags} | {"release_mode": config.release}
     about |= {flag: value for flag in ARRAY_FLAGS if (value := getattr(config, flag, None)) is not None}
     about |= {"split": "test", "checkpoint": str(config.ckpt)}
-    return evaluate(model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions)
+    how = config.protocol, lpips, config.save_predictions, after_batch
+    return evaluate(model, loader, machine, recorder, about, *how)
 
 
 def predict(config: Config, state: Mapping) -> None:

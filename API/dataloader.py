@@ -8,8 +8,10 @@ import ctypes
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from multiprocessing.connection import Listener
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
 from types import ModuleType, SimpleNamespace
@@ -99,7 +101,8 @@ class Collate:
 
     A worker moves the batch to shared memory here and not later, in multiprocessing's own thread: where that memory is
     full (Docker gives a container 64 MB), the thread loses the batch, and the training process waits for it for ever.
-    Here the batch goes through a pipe instead, and one worker says so.
+    So it does where the socket that hands the memory over has too long a path, in a long TMPDIR. Here the batch goes
+    through a pipe instead, and one worker says so.
     """
 
     def __init__(self) -> None:
@@ -111,12 +114,13 @@ class Collate:
         if get_worker_info() is None:
             return batch
         try:
+            Listener().close()  # a socket in TMPDIR, as multiprocessing makes one
             return tuple(x.share_memory_() for x in batch)
-        except RuntimeError:
+        except (OSError, RuntimeError) as error:
             if not self.told.is_set():
                 self.told.set()
-                slower = "batches go through pipes, which is slower; more of it: docker run --shm-size=8g"
-                print(f"warning: {shared_memory()}: {slower}", file=sys.stderr, flush=True)
+                why = no_socket(error) if isinstance(error, OSError) else shared_memory()
+                print(f"warning: {why}; batches go through pipes, which is slower", file=sys.stderr, flush=True)
             return ThroughPipe(batch)
 
 
@@ -126,7 +130,12 @@ def shared_memory() -> str:
         size = os.statvfs("/dev/shm")
     except (OSError, AttributeError):
         return "shared memory cannot be used"
-    return f"/dev/shm, of {size.f_blocks * size.f_frsize >> 20} MB, is full"
+    return f"/dev/shm, of {size.f_blocks * size.f_frsize >> 20} MB, is full (more of it: docker run --shm-size=8g)"
+
+
+def no_socket(error: OSError) -> str:
+    """Why processes cannot hand each other memory."""
+    return f"TMPDIR={tempfile.gettempdir()} takes no socket ({error}; a shorter one does: TMPDIR=/tmp)"
 
 
 def worker_context() -> BaseContext:

@@ -29,6 +29,7 @@ def evaluate(
     protocols: Sequence[str] = ("strict",),
     lpips: Callable | None = None,
     save_predictions: int = 0,
+    after_batch: Callable[[], object] = lambda: None,
 ) -> dict:
     """Stream over a test set and score model beside the baselines, under every protocol.
 
@@ -61,6 +62,7 @@ def evaluate(
         done += len(past)
         if progress.due():
             progress.show(step, "", done)
+        after_batch()
     progress.close()
     join = machine.world.join
     values = {name: join(score.values()) for name, score in scores.items()}
@@ -85,15 +87,15 @@ def evaluate(
     results = {protocol: result_of(protocol, arrays) for protocol in (*earlier, *protocols)}
     content |= {"protocols": list(results), **results}
     write_test(folder, content, arrays, {name: x[:save_predictions].numpy() for name, x in frames.items()})
-    pictures = folder / "figures"
-    pictures.mkdir(exist_ok=True)
-    draw_examples(model, loader.dataset, values["model"]["mse"], machine, pictures, note)
-    figures.frame_curves(results[protocols[0]], pictures / "frames.png", note)
     lines = table({protocol: results[protocol] for protocol in protocols})
     of = f"{len(sequences)} sequences ({note})" if note else f"{len(sequences)} sequences"
     recorder.log(f"test on {of}, means per sequence (standard error):\n{lines}")
     if folder != recorder.folder:
         recorder.log(f"it differs from the test in {recorder.folder} in what it measures, and is kept in {folder}")
+    pictures = folder / "figures"
+    pictures.mkdir(exist_ok=True)
+    draw_examples(model, loader.dataset, values["model"]["mse"], machine, pictures, note)
+    figures.frame_curves(results[protocols[0]], pictures / "frames.png", note)
     return content
 
 

@@ -104,6 +104,12 @@ class TrainingState:
         self.finish()
         raise Interrupted(f"stopped {where}; go on with --resume")
 
+    def leave_test(self) -> None:
+        """Stop if that was asked for, in the test after the last epoch. Each of many processes sees to itself, as they
+        have not equally many batches."""
+        if self.stop.asked:
+            raise Interrupted("stopped in the test; go on with --resume")
+
     def finish(self) -> None:
         """Wait until everything is written, by every process."""
         self.saver.wait()

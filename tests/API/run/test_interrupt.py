@@ -16,7 +16,7 @@ from test_core import same
 import main
 from API import UserError
 from API.datasets import digits
-from API.evaluation import figures
+from API.evaluation import figures, test_set
 from API.run.checkpoint import SaveEvery, last_checkpoint, load_checkpoint, previous, save_checkpoint
 from API.run.interrupt import Interrupted, StopSignals
 from API.run.recorder import Recorder
@@ -146,6 +146,34 @@ def test_a_signal_to_every_process_of_a_run_stops_it_with_a_checkpoint(folder):
     assert printed.count("stopping after this step") == 1
     assert "go on with --resume" in errors
     assert last_checkpoint(folder / "all") is not None
+
+
+def test_a_signal_in_the_last_test_stops_it_and_resuming_tests(folder, monkeypatch):
+    fingerprints = test_set.fingerprints
+
+    def asked_to_stop(frames):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return fingerprints(frames)
+
+    monkeypatch.setattr(test_set, "fingerprints", asked_to_stop)
+    with pytest.raises(Interrupted, match="stopped in the test; go on with --resume"):
+        main.run([*FLAGS, "--ex_name", "tested"])
+    monkeypatch.setattr(test_set, "fingerprints", fingerprints)
+    assert not (folder / "tested/test.json").exists()
+    main.run([*FLAGS, "--ex_name", "tested", "--resume"])
+    assert (folder / "tested/test.json").exists()
+
+
+def test_a_long_temporary_folder_does_not_keep_workers_from_handing_over_batches(folder):
+    place = folder.parent / ("t" * 90)
+    place.mkdir()
+    flags = [*FLAGS, "--epochs", "1", "--num_workers", "1"]
+    command = [sys.executable, "-c", START.format(repo=str(REPO)), *flags]
+    environment = os.environ | {"TMPDIR": str(place)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith(f"warning: TMPDIR={place} takes no socket")]
+    assert len(told) == 1
 
 
 def test_a_bug_ends_a_run_whose_workers_ignore_signals(folder):
