@@ -1,6 +1,7 @@
 """What torchrun tells the processes that it starts. Without PyTorch, which takes seconds to load."""
 
 import os
+import platform
 import sys
 from typing import NoReturn
 
@@ -18,6 +19,15 @@ def rank() -> int:
 def starts() -> int:
     """How often torchrun has started this run again, after a process of it was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def launch() -> str | None:
+    """Which torchrun started this process: the same after a restart, another one for another call. None without it."""
+    if processes() == 1:
+        return None
+    if int(os.environ.get("LOCAL_WORLD_SIZE", processes())) < processes():  # on many machines: what the user calls it
+        return os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"process {os.getppid()} on {platform.node()}"
 
 
 def leave(code: int, well: bool = True) -> NoReturn:

@@ -5,9 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace as Config
 
 from .. import UserError
-from ..machine.processes import rank, starts
+from ..machine.processes import launch, rank, starts
 from .checkpoint import last_checkpoint, load_checkpoint
-from .recorder import claim, refuse_checkpoints, run_of
+from .recorder import claim, launched_by, refuse_checkpoints, run_of
 from .release import infer_args, infer_release_args, is_release
 from .weights import as_checkpoint
 
@@ -52,9 +52,9 @@ def take_up(
         raise UserError(f"--logger {' '.join(given['logger'])}: none goes with no other")
     checkpoint, state, given = given.get("ckpt"), None, dict(given)
     if mode == "train":
-        if starts():  # by torchrun, after a process was lost
-            given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
         folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
+        if starts() and launched_by(folder) == launch():  # again, by torchrun, after a process of this run was lost
+            given = {flag: value for flag, value in given.items() if flag != "overwrite"} | {"resume": "auto"}
         checkpoint, state = enter_run(folder, given.get("resume"), given.get("overwrite"))
         if state is None and given.get("init"):
             defaults = {**defaults, **flags_to_start_with(given["init"], defaults["dataname"], model_flags)}

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import UserError
-from ..machine.processes import rank
+from ..machine.processes import launch, rank
 from . import lock
 from .environment import environment
 from .files import VERSION, append, reason_of, write_atomically, write_json
@@ -57,7 +57,8 @@ class Recorder:
     def write_config(self, config: Mapping) -> None:
         """config.json: every flag, and what it ran on."""
         write_json(
-            self.folder / "config.json", {"version": VERSION, "flags": dict(config), "environment": environment()}
+            self.folder / "config.json",
+            {"version": VERSION, "flags": dict(config), "environment": environment(), "launch": launch()},
         )
 
     def epoch(self, record: Mapping) -> None:
@@ -173,13 +174,23 @@ def remove_tree(path: Path) -> None:
         path.unlink()
 
 
+def launched_by(folder: Path) -> str | None:
+    """The launch, see processes.launch, that trained last in a run folder; None where that is not known."""
+    try:
+        return json.loads((folder / "config.json").read_text()).get("launch")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that a checkpoint lies in, RUN/checkpoints/NAME.pth; None where it is not in one."""
-    here, folder = Path.cwd(), checkpoint.resolve().parent
-    run = folder.parent
-    if folder.name != "checkpoints" or not (run / "config.json").is_file():
-        return None
-    return run.relative_to(here) if here in run.parents else run
+    here = Path.cwd()
+    for path in (checkpoint.absolute(), checkpoint.resolve()):  # the folder of checkpoints may be a link
+        folder = path.parent
+        run = folder.parent
+        if folder.name == "checkpoints" and (run / "config.json").is_file():
+            return run.relative_to(here) if here in run.parents else run
+    return None
 
 
 class Silent:

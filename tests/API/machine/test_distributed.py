@@ -100,7 +100,13 @@ def test_torchrun_starts_again_after_a_killed_process_and_nothing_is_lost(folder
     done = run(folder, *FLAGS, "--ex_name", "killed", "--save_every", "1", *shard, restarts=1, KILL=8)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_alike(folder, "killed")
-    assert "epochs 2 to 2" in (folder / "results/killed/log.txt").read_text()  # it did not begin anew
+    log = folder / "results/killed/log.txt"
+    assert "epochs 2 to 2" in log.read_text()  # it did not begin anew
+    before = log.read_text()
+    refused = run(folder, *FLAGS, "--ex_name", "killed", restarts=1)  # no restart goes on with a run of another call
+    assert refused.returncode != 0
+    assert "holds a run already" in refused.stderr
+    assert log.read_text() == before
 
 
 def test_a_killed_process_ends_the_run_with_a_message_and_a_sound_checkpoint(folder):

@@ -11,7 +11,7 @@ import torch
 from API import UserError
 from API.run.checkpoint import save_checkpoint
 from API.run.files import write_json
-from API.run.recorder import DOOMED, Recorder, describe_epoch
+from API.run.recorder import DOOMED, Recorder, describe_epoch, run_of
 
 
 def state() -> dict:
@@ -198,3 +198,14 @@ def test_files_say_their_version_and_records_of_older_ones_are_read(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["version"] == 1
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1]) == {"version": 1, "epoch": 2}
     assert recorder.history() == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_a_checkpoint_is_of_its_run_though_the_folder_of_checkpoints_is_a_link(tmp_path):
+    run, elsewhere = tmp_path / "results/a", tmp_path / "scratch"
+    elsewhere.mkdir()
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "checkpoints").symlink_to(elsewhere)
+    (elsewhere / "best.pth").write_bytes(b"")
+    assert run_of(run / "checkpoints/best.pth") == run
+    assert run_of(elsewhere / "best.pth") is None
