@@ -1,5 +1,6 @@
 """Pictures of a run, drawn without a screen: strips of frames, GIFs, curves."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
 from ..clips.scale import Scale
+from ..run.files import write_atomically
 from .colours import as_error, as_image, bars, font
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell them apart in print.
@@ -95,16 +97,16 @@ def tiles(rows: Sequence[Row], title: str = "", scale: Scale | None = None) -> I
 
 def save_tiles(rows: Sequence[Row], path: Path, title: str = "", scale: Scale | None = None) -> None:
     """Write the picture of some rows, whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    tiles(rows, title, scale).save(partial, format="PNG")
-    partial.replace(path)
+    data = io.BytesIO()
+    tiles(rows, title, scale).save(data, format="PNG")
+    write_atomically(path, data.getvalue())
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, format="png", dpi=150, bbox_inches="tight")
-    partial.replace(path)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=150, bbox_inches="tight")
+    write_atomically(path, data.getvalue())
 
 
 def strip(
@@ -148,9 +150,9 @@ def gif(
             picture.paste(Image.fromarray(caption(text, w, 14)), (left, 0))
             picture.paste(Image.fromarray(image).resize((w, h), Image.Resampling.NEAREST), (left, 14))
         pictures.append(picture)
-    partial = path.with_name(f".{path.name}")
-    pictures[0].save(partial, format="GIF", save_all=True, append_images=pictures[1:], duration=200, loop=0)
-    partial.replace(path)
+    data = io.BytesIO()
+    pictures[0].save(data, format="GIF", save_all=True, append_images=pictures[1:], duration=200, loop=0)
+    write_atomically(path, data.getvalue())
 
 
 def training_curves(history: Sequence[Mapping], path: Path) -> None:

@@ -3,8 +3,10 @@
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from .. import UserError
 from ..clips.scale import Scale
+from ..run.files import reason_of
 from .figures import rows_of, tiles
 
 PICTURE = "past, truth, prediction, error"
@@ -128,7 +131,8 @@ LOGGERS: dict[str, Callable] = {"tensorboard": TensorBoard, "wandb": Wandb}
 class Loggers:
     """The chosen loggers, as one; none of them where names is empty or "none", as in all processes but the first.
 
-    A context: they are closed at its end. Raises UserError where the package of one is missing.
+    A context: they are closed at its end. One that cannot write is left out from then on, with a warning: what it shows
+    is in metrics.jsonl. Raises UserError where the package of one is missing.
     """
 
     def __init__(
@@ -137,14 +141,32 @@ class Loggers:
         """epoch: how many are done. flags: shown beside the scores. scale: of the frames that are shown."""
         self.scale = scale
         flags = {name: value for name, value in flags.items() if value is not None}
-        self.loggers = [LOGGERS[name](folder, epoch, flags) for name in dict.fromkeys(names) if name != "none"]
+        self.loggers = {}
+        for name in names:
+            if name != "none":
+                with self.left_out_at_need(name):
+                    self.loggers[name] = LOGGERS[name](folder, epoch, flags)
 
     def __enter__(self) -> "Loggers":
         return self
 
     def __exit__(self, *_) -> None:
-        for logger in self.loggers:
-            logger.close()
+        self.each(lambda logger: logger.close())
+
+    @contextmanager
+    def left_out_at_need(self, name: str) -> Iterator[None]:
+        """Within, an error in writing ends the logger, not the run."""
+        try:
+            yield
+        except OSError as error:
+            self.loggers.pop(name, None)
+            print(f"warning: --logger {name}: cannot write ({reason_of(error)}); going on without it", flush=True)
+
+    def each(self, tell: Callable[[Any], None]) -> None:
+        """tell every logger."""
+        for name, logger in list(self.loggers.items()):
+            with self.left_out_at_need(name):
+                tell(logger)
 
     def epoch(self, epoch: int, record: Mapping, shown: Sequence[Tensor] | None) -> None:
         """A record of metrics.jsonl, and where one is shown, a sequence: past, future and predicted (T, C, H, W)."""
@@ -154,16 +176,13 @@ class Loggers:
         if shown is not None:
             rows = rows_of(*(x.float().cpu().numpy() for x in shown), self.scale)
             picture = np.asarray(tiles(rows, scale=self.scale))
-        for logger in self.loggers:
-            logger.epoch(epoch, numbers, picture)
+        self.each(lambda logger: logger.epoch(epoch, numbers, picture))
 
     def results(self, tested: Mapping) -> None:
         """The scores of test.json."""
-        for logger in self.loggers:
-            logger.results(
-                {
-                    f"test/{protocol}/{metric}": result["mean"]
-                    for protocol in tested["protocols"]
-                    for metric, result in tested[protocol]["model"].items()
-                }
-            )
+        scores = {
+            f"test/{protocol}/{metric}": result["mean"]
+            for protocol in tested.get("protocols", ())
+            for metric, result in tested[protocol]["model"].items()
+        }
+        self.each(lambda logger: logger.results(scores))

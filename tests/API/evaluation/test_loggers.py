@@ -140,3 +140,29 @@ def test_the_picture_is_one_for_all_loggers(tmp_path, monkeypatch):
     log(["tensorboard", "wandb"], tmp_path)
     assert seen[0] is seen[1]
     assert seen[0].dtype == np.uint8
+
+
+def test_a_logger_that_cannot_write_is_left_out_with_one_warning_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    told = []
+
+    class Full:
+        def __init__(self, *_):
+            told.append("opened")
+
+        def epoch(self, *_):
+            raise OSError(28, "No space left on device")
+
+        results = close = epoch
+
+    monkeypatch.setitem(loggers.LOGGERS, "wandb", Full)
+    log(["wandb", "tensorboard"], tmp_path)
+    printed = capsys.readouterr().out
+    assert told == ["opened"]
+    assert printed.count("warning: --logger wandb: cannot write") == printed.count("\n") == 1
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_logger_that_cannot_be_opened_is_left_out(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("a file, where a folder should be")
+    log(["tensorboard"], tmp_path)
+    assert "warning: --logger tensorboard: cannot write" in capsys.readouterr().out
