@@ -5,6 +5,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
+from API import UserError
 from API.clips.scale import Scale
 from API.evaluation import figures
 
@@ -23,6 +24,15 @@ def test_a_strip_is_a_picture_with_something_in_it(sequence, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     assert picture.shape[1] > picture.shape[0] > 100
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+@pytest.mark.parametrize("draw", [figures.strip, figures.gif])
+def test_a_picture_that_cannot_be_written_is_named_and_nothing_stays(draw, tmp_path, small_files):
+    sequence = np.zeros((2, 1, 16, 24), np.float32)
+    small_files(100)
+    with pytest.raises(UserError, match=r"cannot write .*/a\.picture"):
+        draw(sequence, sequence, sequence, tmp_path / "a.picture")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gif_has_a_picture_for_every_frame_and_shows_the_truth_left(sequence, tmp_path):
