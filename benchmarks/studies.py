@@ -32,8 +32,9 @@ class Study:
 PEERS = (Variant("SimVP-gSTA", "--lr 5e-3", ["gsta", "mse"]), Variant("TAU", "--lr 5e-3", ["tau", "tau_loss"]))
 DIGITS = "--dataname digits --precision fp32 --epochs "
 BEFORE = " --layer_config 1 1 1 1 --groups 2 --segments 4 8 --lr 1e-2"  # the preset before "small" was answered
-DEEP = "--layer_config 0 0 0 4"  # all DFDBs at the deepest level, as the peers have theirs
-WIDE = DEEP + " --groups 1"  # and twice as wide
+WIDE = (
+    "--layer_config 0 0 0 4 --groups 1"  # all DFDBs at the deepest level, as the peers have theirs, and twice as wide
+)
 SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
 
 FILTERS = (
@@ -64,34 +65,6 @@ FULL = (
 )
 
 STUDIES = {
-    "screen": Study(
-        "A small model of its peers' multiply-adds, a first look: one seed, a quarter of the budget",
-        DIGITS + "5" + BEFORE,
-        [
-            Variant("before"),
-            *PEERS,
-            Variant("deep 4", DEEP),
-            Variant("deep 4 wide", WIDE),
-            Variant("deep 4 wide, lr 5e-3", WIDE + " --lr 5e-3"),
-            Variant("deep 16", "--layer_config 0 0 0 16"),
-            Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
-            Variant("deep 4 wide, lr 5e-3, output 0.1", WIDE + " --lr 5e-3", ["scale_0.1"]),
-            Variant("deep 4 wide, lr 5e-3, batch 2", WIDE + " --lr 5e-3 --batch_size 2"),
-            Variant(
-                "deep 6 wide, lr 5e-3, segments 8 16", "--layer_config 0 0 0 6 --groups 1 --segments 8 16 --lr 5e-3"
-            ),
-            Variant("deep 4 wide, lr 5e-3, output 0", WIDE + " --lr 5e-3", ["scale_0.0"]),
-            Variant("deep 4 wide, lr 5e-3, segments 2 4", WIDE + " --lr 5e-3 --segments 2 4"),
-            Variant("deep 4 wide, lr 5e-3, batch 8", WIDE + " --lr 5e-3 --batch_size 8"),
-            Variant("deep 4 wide, lr 5e-3, bfloat16", WIDE + " --lr 5e-3 --precision bf16"),
-            Variant("before, lr 5e-3", "--lr 5e-3"),
-            Variant("deep 16, lr 5e-3", "--layer_config 0 0 0 16 --lr 5e-3"),
-            Variant("third stage, lr 5e-3", "--layer_config 0 0 4 0 --lr 5e-3"),
-            Variant("deep 4 wide, lr 5e-3, no filter", WIDE + " --lr 5e-3 --COF 0.5"),
-            Variant("deep 4 wide, lr 5e-3, squared error", WIDE + " --lr 5e-3", ["mse"]),
-        ],
-        seeds=(1,),
-    ),
     "small": Study(
         "Does the chosen small model beat its peers, at equal multiply-adds and equal sequences?",
         DIGITS + "20" + BEFORE,
@@ -110,8 +83,6 @@ STUDIES = {
         [
             *PEERS,
             Variant("digits"),
-            Variant("deep 3, segments 2 4", "--layer_config 0 0 0 3 --segments 2 4"),
-            Variant("deep 10, hid_S 6, segments 2 4", "--hid_S 6 --layer_config 0 0 0 10 --segments 2 4"),
         ],
     ),
     "shape": Study(
