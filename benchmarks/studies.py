@@ -32,9 +32,7 @@ class Study:
 PEERS = (Variant("SimVP-gSTA", "--lr 5e-3", ["gsta", "mse"]), Variant("TAU", "--lr 5e-3", ["tau", "tau_loss"]))
 DIGITS = "--dataname digits --precision fp32 --epochs "
 BEFORE = " --layer_config 1 1 1 1 --groups 2 --segments 4 8 --lr 1e-2"  # the preset before "small" was answered
-WIDE = (
-    "--layer_config 0 0 0 4 --groups 1"  # all DFDBs at the deepest level, as the peers have theirs
-)
+WIDE = "--layer_config 0 0 0 4 --groups 1"  # all DFDBs at the deepest level, as the peers have theirs
 SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
 
 FILTERS = (
