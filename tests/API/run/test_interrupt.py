@@ -48,7 +48,9 @@ def assert_same_runs(folder: Path, one: str, two: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(folder, monkeypatch, number):
+def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(folder, monkeypatch, number, request):
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
     main.run([*FLAGS, "--ex_name", "whole"])
     step, steps = torch.optim.Adam.step, []
 
