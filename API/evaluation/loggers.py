@@ -142,10 +142,9 @@ class Loggers:
         self.scale = scale
         flags = {name: value for name, value in flags.items() if value is not None}
         self.loggers = {}
-        for name in names:
-            if name != "none":
-                with self.left_out_at_need(name):
-                    self.loggers[name] = LOGGERS[name](folder, epoch, flags)
+        for name in dict.fromkeys(name for name in names if name != "none"):  # one named twice is opened once
+            with self.left_out_at_need(name):
+                self.loggers[name] = LOGGERS[name](folder, epoch, flags)
 
     def __enter__(self) -> "Loggers":
         return self
