@@ -1,6 +1,5 @@
 """Pictures of a run, drawn without a screen: strips of frames, GIFs, curves."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
 from ..clips.scale import Scale
-from ..run.files import write_atomically
+from ..run.files import save_atomically
 from .colours import as_error, as_image, bars, font
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes tell them apart in print.
@@ -97,16 +96,12 @@ def tiles(rows: Sequence[Row], title: str = "", scale: Scale | None = None) -> I
 
 def save_tiles(rows: Sequence[Row], path: Path, title: str = "", scale: Scale | None = None) -> None:
     """Write the picture of some rows, whole or not at all."""
-    data = io.BytesIO()
-    tiles(rows, title, scale).save(data, format="PNG")
-    write_atomically(path, data.getvalue())
+    save_atomically(path, lambda file: tiles(rows, title, scale).save(file, format="PNG"))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=150, bbox_inches="tight")
-    write_atomically(path, data.getvalue())
+    save_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))
 
 
 def strip(
@@ -150,9 +145,8 @@ def gif(
             picture.paste(Image.fromarray(caption(text, w, 14)), (left, 0))
             picture.paste(Image.fromarray(image).resize((w, h), Image.Resampling.NEAREST), (left, 14))
         pictures.append(picture)
-    data = io.BytesIO()
-    pictures[0].save(data, format="GIF", save_all=True, append_images=pictures[1:], duration=200, loop=0)
-    write_atomically(path, data.getvalue())
+    moving = dict(format="GIF", save_all=True, append_images=pictures[1:], duration=200, loop=0)
+    save_atomically(path, lambda file: pictures[0].save(file, **moving))
 
 
 def training_curves(history: Sequence[Mapping], path: Path) -> None:

@@ -10,7 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -71,11 +71,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def save_atomically(path: Path, save: Callable[[IO[bytes]], object]) -> None:
+    """write_atomically of what save writes to a file."""
+    data = io.BytesIO()
+    save(data)
+    write_atomically(path, data.getvalue())
+
+
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Arrays as a compressed npz, atomically."""
-    data = io.BytesIO()
-    np.savez_compressed(data, **arrays)
-    write_atomically(path, data.getvalue())
+    save_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 # What NumPy's and Python's readers raise on damaged files: the header of an array is parsed as Python is.
