@@ -5,6 +5,7 @@ What a data set is stands in API/datasets/__init__.py.
 
 import atexit
 import ctypes
+import functools
 import multiprocessing
 import os
 import sys
@@ -114,7 +115,7 @@ class Collate:
         if get_worker_info() is None:
             return batch
         try:
-            Listener().close()  # a socket in TMPDIR, as multiprocessing makes one
+            try_socket()
             return tuple(x.share_memory_() for x in batch)
         except (OSError, RuntimeError) as error:
             if not self.told.is_set():
@@ -131,6 +132,12 @@ def shared_memory() -> str:
     except (OSError, AttributeError):
         return "shared memory cannot be used"
     return f"/dev/shm, of {size.f_blocks * size.f_frsize >> 20} MB, is full (more of it: docker run --shm-size=8g)"
+
+
+@functools.cache
+def try_socket() -> None:
+    """Open a socket in TMPDIR, as multiprocessing does to hand memory over; once is enough. Raises OSError."""
+    Listener().close()
 
 
 def no_socket(error: OSError) -> str:
