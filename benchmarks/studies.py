@@ -98,11 +98,13 @@ STUDIES = {
             Variant("batch 8", "--batch_size 8"),
             Variant("deep 3, segments 2 4", "--layer_config 0 0 0 3 --segments 2 4"),
             Variant("deep 10, hid_S 6, segments 2 4", "--hid_S 6 --layer_config 0 0 0 10 --segments 2 4"),
-            Variant("third stage 6, a quarter as wide, segments 2 4", "--layer_config 0 0 6 0 --groups 4 --segments 2 4"),
-            Variant("both last stages, a quarter as wide, segments 2 4", "--layer_config 0 0 4 4 --groups 4 --segments 2 4"),
+            Variant("third stage 6, a quarter wide, segments 2 4", "--layer_config 0 0 6 0 --groups 4 --segments 2 4"),
+            Variant(
+                "last two stages, a quarter wide, segments 2 4", "--layer_config 0 0 4 4 --groups 4 --segments 2 4"
+            ),
             Variant("deep 7, half as wide, segments 1 2", "--layer_config 0 0 0 7 --groups 2 --segments 1 2"),
             Variant("fourth of five layers", "--layer 5 --kernel_size 3 --layer_config 0 0 0 4 0"),
-            Variant("third stage, a quarter as wide, segments 1 2", "--layer_config 0 0 4 0 --groups 4 --segments 1 2"),
+            Variant("third stage, a quarter wide, segments 1 2", "--layer_config 0 0 4 0 --groups 4 --segments 1 2"),
             Variant("deep 8, half as wide, segments 2 4", "--layer_config 0 0 0 8 --groups 2 --segments 2 4"),
             Variant("segments 8 16", "--segments 8 16"),
             Variant("output 0", changes=["scale_0.0"]),
