@@ -294,7 +294,7 @@ def test_copy_last_repeats_the_newest_frame():
 
 
 def test_training_lowers_the_loss_and_bfloat16_ends_within_float32_s_spread_over_seeds():
-    """Without main's files and tests around it: 30 steps, six seeds of weights, the same data."""
+    """Without main's files and tests around it: 30 steps, four seeds of weights, the same data."""
     past, future = torch.rand(2, 30, 2, 4, 1, 32, 32).cumsum(3) / 4  # it has something to learn
 
     def last_loss(seed: int, bfloat16: bool) -> tuple[float, float]:
@@ -312,7 +312,7 @@ def test_training_lowers_the_loss_and_bfloat16_ends_within_float32_s_spread_over
             losses.append(loss.item())
         return losses[0], sum(losses[-5:]) / 5
 
-    single, half = ([last_loss(seed, way) for seed in range(6)] for way in (False, True))
+    single, half = ([last_loss(seed, way) for seed in range(4)] for way in (False, True))
     assert all(last < first / 2 for first, last in (*single, *half))
     ends = [last for _, last in single]
     spread = max(ends) - min(ends)

@@ -166,8 +166,10 @@ def test_summary_counts_the_paper_s_model(tmp_path):
     assert "49.09 G" in result.stdout
     for box in ("(encoder)", "(temporal)", "(decoder)", "(branch_r1)", "(stau)", "(dfdu)"):
         assert box in result.stdout
-    for choice in ("eager", "--compile", "--checkpoint_blocks"):
-        assert any(line.startswith(choice) and line.endswith("GiB") for line in result.stdout.splitlines())
+    for choice, most in (("eager", 2000), ("--compile", 450), ("--checkpoint_blocks", 100)):
+        (line,) = (line.split() for line in result.stdout.splitlines() if line.startswith(choice))
+        assert (line[2], line[4]) == ("MiB", "GiB")
+        assert 10 < int(line[1]) < most
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path, capsys):

@@ -13,10 +13,9 @@ from DFDNet import DFDNet
 MIB = 2**20
 
 
-@pytest.mark.parametrize(("bfloat16", "compiled"), [(False, 450), (True, 250)])
-def test_the_paper_s_model_keeps_no_more_than_it_should(bfloat16, compiled):
-    for choice, most in (("--compile", compiled), ("--checkpoint_blocks", 100)):
-        assert 10 < memory(DFDNet, DFDNet.blocks, choice, (10, 1, 64, 64), 2, bfloat16)["kept"] / MIB < most
+def test_the_paper_s_model_keeps_no_more_in_bfloat16_than_it_should():
+    for choice, most in (("--compile", 250), ("--checkpoint_blocks", 100)):
+        assert 10 < memory(DFDNet, DFDNet.blocks, choice, (10, 1, 64, 64), 2, bfloat16=True)["kept"] / MIB < most
 
 
 def block(width: int = 8) -> nn.Module:
@@ -130,7 +129,7 @@ def test_a_module_that_returns_a_view_of_its_parameter_is_counted():
     assert cost["multiply_adds"] == 3 * 8 * 8
 
 
-def test_a_compiled_block_keeps_what_is_counted():
+def test_a_compiled_block_keeps_what_is_counted_and_less_than_an_eager_one():
     needs_compiler()
     torch._dynamo.reset()
 
@@ -157,3 +156,4 @@ def test_a_compiled_block_keeps_what_is_counted():
     counted = memory(build_dfdb, list, "--compile", (32, 16, 16), 4)
     prediction = 4 * 32 * 16 * 16  # counted, too, as the loss keeps it
     assert (kept[1] - kept[0]) / 2 + prediction == counted["kept"]
+    assert counted["kept"] <= 0.7 * memory(build_dfdb, list, "eager", (32, 16, 16), 4)["kept"]

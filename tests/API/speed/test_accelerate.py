@@ -39,8 +39,7 @@ def _fresh_compiler():
         ("recomputed", {}),
         ("recomputed", dict(release=True)),
         ("recomputed", dict(out_shape=(6, 1, 32, 32))),
-        ("compiled", dict(release=True)),
-        ("recomputed and compiled", {}),
+        ("recomputed and compiled", dict(release=True)),
     ],
     ids=str,
 )

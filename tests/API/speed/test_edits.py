@@ -16,11 +16,8 @@ from TemporalModule.filter import WIDTH, ThresholdFilter, analyse
 from TemporalModule.temporal import Stem
 from TemporalModule.watch import filter_statistics
 
-WAYS = {
-    "eager": {},
-    "recomputed": dict(recompute="blocks"),
-    "compiled": dict(compile=True, backend="aot_eager_decomp_partition"),  # what Inductor keeps, without its code
-}
+WAYS = {"eager": {}, "recomputed": dict(recompute="blocks")}
+COMPILED = dict(compile=True, backend="aot_eager_decomp_partition")  # what Inductor keeps, without its code
 
 
 def dropout_in_dfdu(model, patch):
@@ -156,14 +153,17 @@ EDITS = [
     drop_path_after_dfdu, attention_after_dfdu, tied_dfdbs,
 ]  # fmt: skip
 RANDOM = (dropout_in_dfdu, drop_path_after_dfdu)  # compiled, they may draw other numbers than eagerly
-
-
-OUTSIDE = {batch_norm_in_encoder: (Encoder, Decoder), dilated_stem: Stem}  # the others change DFDBs
-
-
-def parts(model: nn.Module, way: str, edit=None) -> list[nn.Module]:
-    """The blocks to apply it to: to compile in less time, those alone that the edit changes."""
-    return [m for m in model.blocks() if way != "compiled" or isinstance(m, OUTSIDE.get(edit, DFDB))]
+# Compiling takes seconds: what can be edited at once is compiled at once, in those blocks alone that the edits change.
+AT_ONCE = {
+    "refused": ([attribute_conditioning], DFDB),  # a compiled block sets no attributes
+    "refused, too": ([parameter_of_the_block], DFDB),
+    "random": (RANDOM, DFDB),
+    "attention": ([tied_dfdbs, attention_after_dfdu], DFDB),
+    "DFDU": (
+        [other_recombination, soft_gate, learnable_spectrum, subclass_before_batch_norm, layer_scale_after_dfdu], DFDB
+    ),
+    "outside": ([batch_norm_in_encoder, dilated_stem], (Encoder, Decoder, Stem)),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,6 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 def test_an_edited_model_trains_with_the_gradient_of_plain_autograd(edit, way, monkeypatch):
@@ -180,15 +179,33 @@ def test_an_edited_model_trains_with_the_gradient_of_plain_autograd(edit, way, m
     edit(plain, monkeypatch)
     model = copy.deepcopy(plain)
     past, future = batch()
-    lines = accelerate(model, parts(model, way, edit), example=past, **WAYS[way])
-    if "warning" in "".join(lines):  # one clear line, and plain blocks
-        assert lines[-1].startswith("warning: compiling failed, going on without")
-        # A compiled block sets no attributes.
-        assert edit in (attribute_conditioning, parameter_of_the_block) or not compiles()
+    accelerate(model, model.blocks(), example=past, **WAYS[way])
     if edit in RANDOM:
         numerical_gradient(copy.deepcopy(model), past, future)
-    if edit in RANDOM and way == "compiled":
-        return
+    assert_trains_as(plain, model, past, future)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_edited_and_compiled_it_does_too_or_says_in_a_line_that_it_stays_plain(name, monkeypatch):
+    edits, blocks = AT_ONCE[name]
+    torch.manual_seed(5)
+    plain = tiny(layer_config=(0, 0, 0, 1))
+    for edit in edits:
+        edit(plain, monkeypatch)
+    model = copy.deepcopy(plain)
+    past, future = batch()
+    lines = accelerate(model, [m for m in model.blocks() if isinstance(m, blocks)], example=past, **COMPILED)
+    refused = lines[-1].startswith("warning: compiling failed, going on without")
+    assert refused == (name.startswith("refused") or not compiles())
+    if edits is RANDOM:
+        numerical_gradient(model, past, future)
+    else:
+        assert_trains_as(plain, model, past, future)
+
+
+def assert_trains_as(plain: nn.Module, model: nn.Module, past: Tensor, future: Tensor) -> None:
+    """Two steps of model, the second with what the first left in its buffers, compute what those of plain do."""
     for _ in range(2):
         expected = training_step(plain, past, future)
         worst = differences(training_step(model, past, future), expected)
@@ -222,7 +239,6 @@ def numerical_gradient(model: nn.Module, past: Tensor, future: Tensor) -> None:
         assert (losses[0] - losses[1]) / (2 * eps) == pytest.approx(slope[place].item(), rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", WAYS)
 def test_another_rule_in_the_gate_holds_wherever_the_gate_is_used(way, monkeypatch):
     """Training and testing, statistics and pictures follow one rule: here, everything below the threshold passes."""
@@ -235,7 +251,7 @@ def test_another_rule_in_the_gate_holds_wherever_the_gate_is_used(way, monkeypat
     before = training_step(tiny(layer_config=(1, 0, 0, 0)), past, future)["future"]
     monkeypatch.setattr(HardGate, "forward", staticmethod(forward))
     plain, model = (tiny(layer_config=(1, 0, 0, 0)) for _ in range(2))
-    accelerate(model, parts(model, way), example=past, **WAYS[way])
+    accelerate(model, model.blocks(), example=past, **WAYS[way])
     ours, expected = training_step(model, past, future), training_step(plain, past, future)
     assert not torch.allclose(expected["future"], before, atol=1e-6)
     assert max(differences(ours, expected).values()) < 1e-8
