@@ -1,6 +1,5 @@
 """What a training step keeps for backward, and takes at most, is counted before it runs."""
 
-import pytest
 import torch
 from models import needs_compiler
 from torch import nn
