@@ -33,6 +33,7 @@ PEERS = (Variant("SimVP-gSTA", "--lr 5e-3", ["gsta", "mse"]), Variant("TAU", "--
 DIGITS = "--dataname digits --precision fp32 --epochs "
 BEFORE = " --layer_config 1 1 1 1 --groups 2 --segments 4 8 --lr 1e-2"  # the preset before "small" was answered
 WIDE = "--layer_config 0 0 0 4 --groups 1"  # all DFDBs at the deepest level, as the peers have theirs
+LAST_TWO = "--layer_config 0 0 4 4 --groups 4 --segments 2 4"
 SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
 
 FILTERS = (
@@ -72,6 +73,7 @@ STUDIES = {
             Variant("deep 4 wide, lr 2e-3", WIDE + " --lr 2e-3"),
             Variant("deep 4 wide, lr 5e-3, segments 2 4", WIDE + " --lr 5e-3 --segments 2 4"),
             Variant("deep 4 wide, lr 5e-3, squared error", WIDE + " --lr 5e-3", ["mse"]),
+            Variant("last two stages, a quarter wide, segments 2 4, lr 5e-3", LAST_TWO + " --lr 5e-3"),
             Variant("before"),
         ],
     ),
@@ -99,9 +101,7 @@ STUDIES = {
             Variant("deep 3, segments 2 4", "--layer_config 0 0 0 3 --segments 2 4"),
             Variant("deep 10, hid_S 6, segments 2 4", "--hid_S 6 --layer_config 0 0 0 10 --segments 2 4"),
             Variant("third stage 6, a quarter wide, segments 2 4", "--layer_config 0 0 6 0 --groups 4 --segments 2 4"),
-            Variant(
-                "last two stages, a quarter wide, segments 2 4", "--layer_config 0 0 4 4 --groups 4 --segments 2 4"
-            ),
+            Variant("last two stages, a quarter wide, segments 2 4", LAST_TWO),
             Variant("deep 7, half as wide, segments 1 2", "--layer_config 0 0 0 7 --groups 2 --segments 1 2"),
             Variant("fourth of five layers", "--layer 5 --kernel_size 3 --layer_config 0 0 0 4 0"),
             Variant("third stage, a quarter wide, segments 1 2", "--layer_config 0 0 4 0 --groups 4 --segments 1 2"),
