@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from .. import UserError
-from ..run.files import write_atomically
 from .clip import BadClip, Clip, Unreadable
 from .fit import fit
 from .reading import CACHE_TAG, read_frames
@@ -26,8 +26,8 @@ class ClipCache:
 
     folder: where decoded clips are kept, or None to decode anew each time and keep the newest few in memory. A cached
     clip is named after its source's paths, sizes and dates, so a changed source is decoded again; it is written under
-    another name and renamed, so it is never seen half-written, also when two processes decode it at once. Why a clip
-    cannot be decoded is kept beside them, so that this is found out once, too.
+    a name that no other process has, on this machine or another, and renamed, so it is never seen half-written, also
+    when two of them decode it at once. Why a clip cannot be decoded is kept beside them: this, too, is found out once.
     partial: of a damaged clip, keep the frames before the damage; BadClip is raised only where there are none.
     """
 
@@ -96,7 +96,9 @@ class ClipCache:
                 raise
             except BadClip as error:
                 with suppress(OSError):  # then it is found out again next time
-                    write_atomically(note, str(error).encode("utf-8", errors="surrogateescape"))
+                    own = partial_of(note)
+                    own.write_text(str(error), "utf-8", errors="surrogateescape")
+                    own.replace(note)
                 raise
             frames = self.map(path)
         return frames
@@ -130,7 +132,7 @@ class ClipCache:
 
     def build(self, clip: Clip, path: Path) -> None:
         """Decode a clip to path, one frame in memory at a time."""
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+        partial = partial_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -179,3 +181,8 @@ class ClipCache:
         )
         assert len(data.getvalue()) == HEADER
         return data.getvalue()
+
+
+def partial_of(path: Path) -> Path:
+    """Where path is written before it is whole. Process numbers would not do: every container has a process 1."""
+    return path.with_name(f"{path.stem}.{uuid.uuid4().hex}.partial")

@@ -79,6 +79,24 @@ def test_two_processes_at_once_leave_one_sound_cache(folder, tmp_path):
     assert all(np.load(path).shape == (10, *SHAPE) for path in kept)
 
 
+def test_a_process_of_the_same_number_in_another_container_decodes_at_the_same_time(folder, tmp_path, monkeypatch):
+    (clip, _) = find_clips(folder)
+    other, started = ClipCache(tmp_path / "cache", SHAPE), []
+
+    def frames(clip):
+        for k, frame in enumerate(read_frames(clip)):
+            if k == 5 and not started:
+                started.append(clip.name)
+                other.open(clip)  # from its beginning to its end, while this one is half-way
+            yield frame
+
+    monkeypatch.setattr("API.clips.cache.read_frames", frames)
+    ours = ClipCache(tmp_path / "cache", SHAPE).open(clip)
+    assert started
+    assert np.array_equal(ours, np.stack([fit(f, SHAPE, "stretch", clip.path) for f in read_frames(clip)]))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def limited(folder, cache, say) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # bytes a file: a disk that fills up
     try:
@@ -112,6 +130,17 @@ def test_a_bad_clip_is_found_once_for_all_splits_and_starts(folder, tmp_path, mo
     time.sleep(0.01)
     files.write_video(folder / "broken.mp4", files.pictures(5))  # mended
     assert len(open_all(ClipCache(tmp_path / "cache", SHAPE), find_clips(folder), True, "test")[0]) == 3
+
+
+def test_where_the_reason_cannot_be_kept_the_clip_is_still_left_out(folder, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    (folder / "broken.mp4").write_text("hello")
+    monkeypatch.setattr(Path, "write_text", full)
+    _, _, skipped = open_all(ClipCache(tmp_path / "cache", SHAPE), find_clips(folder), True, "test")
+    assert len(skipped) == 1
+    assert str(folder / "broken.mp4") in skipped[0]
 
 
 def test_a_clip_that_cannot_be_opened_now_is_tried_again(folder, tmp_path):
