@@ -33,7 +33,7 @@ KTH_FILES["00sequences.txt"] = b"person01_boxing_d1\tframes\t1-95\nperson25_walk
 
 
 class Handler(BaseHTTPRequestHandler):
-    """/good serves whole files and ranges, /broken answers 404, /wrong other bytes, /short cuts the connection."""
+    """/good serves whole files and ranges, /wrong other bytes; /broken answers 404, /busy 503; /short cuts it off."""
 
     def do_GET(self) -> None:
         _, mirror, name = self.path.split("/")
@@ -41,6 +41,9 @@ class Handler(BaseHTTPRequestHandler):
         data = (FILES | KTH_FILES | {"t10k-images-idx3-ubyte.gz": T10K}).get(name)
         if mirror == "broken" or data is None:
             self.send_error(404)
+            return
+        if mirror == "busy":
+            self.send_error(503)
             return
         if mirror == "wrong":
             data = bytes(len(data))
@@ -149,6 +152,26 @@ def test_a_cut_connection_leaves_no_half_file_and_the_next_run_goes_on_from_ther
     assert download("good").returncode == 0
     assert complete(download.folder)
     assert all(asked_range and asked_range != "bytes=0-" for _, _, asked_range in server.asked)
+
+
+@pytest.mark.parametrize("mirror", ["busy", "broken", "nobody"])
+def test_what_has_come_is_kept_where_a_server_cannot_be_reached(download, server, mirror, monkeypatch):
+    part = download.folder / "mnist_test_seq.npy.part"
+    part.write_bytes(FILES[part.stem][:150_000])
+    if mirror == "nobody":
+        server.server_close()  # the port is refused
+    result = download(mirror)
+    assert result.returncode == 1
+    assert part.read_bytes() == FILES[part.stem][:150_000]
+    assert "thrown away" not in result.stderr
+    assert [p.name for p in download.folder.glob("*.part")] == [part.name]
+
+
+def test_a_part_longer_than_the_file_is_fetched_anew(download):
+    part = download.folder / "mnist_test_seq.npy.part"
+    part.write_bytes(bytes(250_000))
+    assert download("good").returncode == 0
+    assert complete(download.folder)
 
 
 def test_wrong_bytes_everywhere_end_in_an_error_and_no_file(download):
