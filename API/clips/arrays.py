@@ -3,17 +3,18 @@
 import os
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import UserError
-from ..run.files import DAMAGED, read_arrays, reason_of
+from ..run.files import DAMAGED, reason_of, unpack
 from .clip import BadClip, Clip, Unreadable
 from .layout import Sequences, check_layout
 from .order import natural
-from .reading import CACHE_TAG, CACHED, is_result
+from .reading import CACHE_TAG, CACHED, places
 
 H5, XARRAY = (".h5", ".hdf5", ".hdf"), (".nc", ".nc4", ".zarr")
 KINDS = (".npy", ".npz", *H5, *XARRAY)
@@ -31,17 +32,14 @@ def find_arrays(path: Path, flag: str = "--data_root") -> list[Clip]:
     if not path.is_dir():
         raise UserError(f"{flag} {path}: unknown kind of file, {known}")
     found = []
-    for here, folders, files in os.walk(path):
-        place = Path(here)
-        stores = [name for name in folders if Path(name).suffix.lower() in KINDS]
-        cached = CACHE_TAG in files
-        folders[:] = [f for f in folders if f not in stores and f[0] != "." and not is_result(place / f)]
-        for name in (*files, *stores):
-            if Path(name).suffix.lower() in KINDS and name[0] != "." and not (cached and CACHED.fullmatch(name)):
-                found.append(clip_of(place / name, (place / name).relative_to(path).as_posix()))
+    for place in places(path, closed=KINDS):
+        inside = [p for p in place.iterdir() if p.suffix.lower() in KINDS and p.name[0] != "."]
+        cached = (place / CACHE_TAG).exists()
+        found += [p for p in inside if not (cached and CACHED.fullmatch(p.name))]
     if not found:
         raise UserError(f"{flag} {path}: no arrays in it, {known}")
-    return sorted(found, key=lambda clip: natural(clip.name))
+    clips = [clip_of(p, p.relative_to(path).as_posix()) for p in found]
+    return sorted(clips, key=lambda clip: natural(clip.name))
 
 
 def clip_of(path: Path, name: str) -> Clip:
@@ -81,7 +79,7 @@ def source_of(path: Path, variable: str | None, axes: int | None, *_) -> tuple[A
                 raise ValueError("an archive; call it .npz")
             return array, "", ()
         if kind == ".npz":
-            arrays = read_arrays(path)
+            arrays = unpack(path, variable)
             name = choose(path, arrays, variable, axes)
             return arrays[name], name, ()
         return from_h5(path, variable, axes) if kind in H5 else from_xarray(path, variable, axes)
@@ -119,9 +117,9 @@ def from_xarray(path: Path, variable: str | None, axes: int | None) -> tuple[Any
     try:
         engine = dict(engine="zarr", consolidated=False) if path.suffix.lower() == ".zarr" else {}
         data = xarray.open_dataset(path, decode_times=False, cache=False, **engine)
-    except (ImportError, ValueError) as error:
-        if isinstance(error, ImportError) or "backend" in str(error) or "engine" in str(error):
-            what = "zarr" if engine else "h5netcdf"
+    except (ImportError, ValueError):
+        what = "zarr" if engine else "h5netcdf"
+        if find_spec(what) is None:
             raise UserError(f"{path}: xarray cannot read it without a further package: pip install {what}") from None
         raise
     name = choose(path, data.data_vars, variable, axes)

@@ -28,6 +28,8 @@ def open_npy(path: Path) -> np.ndarray:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise BadClip(f"{path}: expected uint8, or floats in [0, 1], found {array.dtype}")
     if array.ndim == 3:
+        if array.shape[2] <= MOST_CHANNELS:
+            raise BadClip(f"{path}: {array.shape} looks like one picture (H, W, C); stack frames to (T, H, W, C)")
         array = array[..., None]
     elif array.shape[1] <= MOST_CHANNELS:
         if array.shape[3] <= MOST_CHANNELS:

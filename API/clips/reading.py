@@ -88,8 +88,9 @@ def identity(path: Path) -> tuple:
     return (status.st_dev, status.st_ino, status.st_size) if status.st_ino else (path.resolve(),)
 
 
-def places(folder: Path) -> Iterator[Path]:
-    """The folder and the folders in it, each once: first what is really there, then what links lead to."""
+def places(folder: Path, closed: Sequence[str] = ()) -> Iterator[Path]:
+    """The folder and the folders in it, each once: first what is really there, then what links lead to. Not those whose
+    names have an ending of `closed`."""
     seen, folders, links = set(), [folder], []
     while folders or links:
         place = (folders or links).pop(0)
@@ -102,7 +103,8 @@ def places(folder: Path) -> Iterator[Path]:
         except OSError:  # clips_in says so
             continue
         for path in sorted(inside):
-            (links if path.is_symlink() else folders).append(path)
+            if path.suffix.lower() not in closed:
+                (links if path.is_symlink() else folders).append(path)
 
 
 def is_result(folder: Path) -> bool:

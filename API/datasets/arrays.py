@@ -200,6 +200,9 @@ def settle(*, data_root, in_shape, out_shape, seed, multiple: int = 1, **options
     in_shape, out_shape = list(in_shape), list(out_shape)
     if len(in_shape) == 1:
         first = first_array(find_arrays(Path(data_root)), reader(options, None), options.get("skip_bad", False))
+        if min(first.h, first.w) < multiple:
+            small = f"its frames are {first.h}x{first.w}, less than {multiple}"
+            raise UserError(f"{first.where}: {small}; is it {first.letters} (--layout)?")
         in_shape += [first.C, first.h // multiple * multiple, first.w // multiple * multiple]
     if len(in_shape) == 4 and len(out_shape) == 1:
         out_shape += [len(options.get("target_channels") or range(in_shape[1])), *in_shape[2:]]

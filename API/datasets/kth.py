@@ -75,6 +75,10 @@ def find_videos(root: Path) -> list[tuple[Clip, np.ndarray]]:
                 if match[1] not in ranges:
                     raise UserError(f"{root / '00sequences.txt'}: has no line for {path.name}")
                 found.append((Clip(path, name), frames_of(ranges[match[1]])))
+    first = {}
+    for clip, _ in found:
+        if (other := first.setdefault(clip.name, clip)) is not clip:
+            raise UserError(f"{clip.path}: the same video as {other.path}; keep one of them, file or folder")
     if not found:
         raise UserError(f"{root}: no videos in {'/, '.join(ACTIONS)}/: {HELP}")
     return found

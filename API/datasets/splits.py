@@ -112,7 +112,8 @@ def rms(x: np.ndarray) -> float:
 def split_clips(clips: Sequence[Clip], seed: int) -> dict[str, list[Clip]]:
     """Whole clips to train (8 of 10 on average), val and test: by a number in [0, 1) from the clip's content and seed.
 
-    So neither another name nor another clip beside it moves a clip. UserError for fewer than 3 clips.
+    So another name moves no clip, nor does another clip beside it, unless a split would be left empty. Raises UserError
+    for fewer than 3 clips.
     """
     if len(clips) < 3:
         names = ", ".join(clip.name for clip in clips)

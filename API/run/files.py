@@ -96,24 +96,30 @@ def reason_of(error: Exception) -> str:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an npz. Raises UserError, naming path, where it is not a sound one of plain numbers.
-
-    No memory is taken for an array before its header has been found to claim no more than the file holds.
-    """
-    arrays = {}
+    """Every array of an npz. Raises UserError, naming path, where it is not a sound one of plain numbers."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(item.file_size for item in archive.infolist()) > MOST_ARRAY_BYTES:
-                raise ValueError(f"unpacks to more than {MOST_ARRAY_BYTES >> 30} GiB")
-            for item in archive.infolist():
-                with archive.open(item) as file:
-                    check_array_header(file, item.file_size)
-                with archive.open(item) as file:
-                    arrays[item.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+        return unpack(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or reason_of(error)}") from None
     except DAMAGED as error:
         raise UserError(f"{path}: not a sound npz file ({reason_of(error)})") from None
+
+
+def unpack(path: Path, only: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz, or only the one of that name where it holds it. Raises OSError, or one of DAMAGED.
+
+    No memory is taken for an array before its header has been found to claim no more than the file holds.
+    """
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        if sum(item.file_size for item in archive.infolist()) > MOST_ARRAY_BYTES:
+            raise ValueError(f"unpacks to more than {MOST_ARRAY_BYTES >> 30} GiB")
+        items = {item.filename.removesuffix(".npy"): item for item in archive.infolist()}
+        for name, item in {only: items[only]}.items() if only in items else items.items():
+            with archive.open(item) as file:
+                check_array_header(file, item.file_size)
+            with archive.open(item) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays
 
 

@@ -105,18 +105,28 @@ def test_one_of_several_arrays_is_chosen_by_name(tmp_path):
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5", "nc"])
 def test_a_damaged_file_is_named_in_a_line(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
-    path.write_bytes(b"not what it says " * 9)
     if kind == "nc":
         pytest.importorskip("h5netcdf")
-    with pytest.raises(UserError, match=rf"a\.{kind}") as error:
-        open_arrays(path)
-    assert "\n" not in str(error.value)
+    for damaged in (b"not what it says " * 9, b"", b"<html>404 Not Found</html>"):
+        path.write_bytes(damaged)
+        with pytest.raises(BadClip, match=rf"a\.{kind}") as error:
+            open_arrays(path)
+        assert "\n" not in str(error.value)
+        assert "pip install" not in str(error.value)
 
 
 def test_objects_are_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(BadClip, match="objects in dtype"):
         open_arrays(tmp_path / "a.npy")
+
+
+def test_an_array_beside_objects_is_read_by_name(tmp_path):
+    np.savez(tmp_path / "a.npz", x=VALUES, meta=np.array({"unit": "K"}))
+    assert np.array_equal(open_arrays(tmp_path / "a.npz", "x").read(0, 0, 12)[:, 0], VALUES)
+    for variable in (None, "meta"):
+        with pytest.raises(BadClip, match="Object arrays are not read"):
+            open_arrays(tmp_path / "a.npz", variable)
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
@@ -134,6 +144,12 @@ def test_files_are_found_at_any_depth_but_not_what_was_written_here(tmp_path):
     (tmp_path / "run/config.json").touch()
     (tmp_path / "cache/CACHEDIR.TAG").touch()
     assert [clip.name for clip in find_arrays(tmp_path)] == ["a.npz", "b/9.npy", "b/10.npy"]
+    elsewhere = tmp_path.with_name(tmp_path.name + " elsewhere")
+    elsewhere.mkdir()
+    write(elsewhere / "11.npy")
+    (tmp_path / "linked").symlink_to(elsewhere)
+    (tmp_path / "b/up").symlink_to(tmp_path)  # a circle
+    assert [clip.name for clip in find_arrays(tmp_path)] == ["a.npz", "b/9.npy", "b/10.npy", "linked/11.npy"]
     (tmp_path / "empty").mkdir()
     for place, message in {
         "empty": "no arrays in it",

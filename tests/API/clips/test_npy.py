@@ -26,3 +26,9 @@ def test_an_array_that_can_be_either_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((5, 3, 16, 3), np.uint8))
     with pytest.raises(BadClip, match=r"a\.npy: \(5, 3, 16, 3\) can be \(T, H, W, C\) or \(T, C, H, W\)"):
         read(tmp_path / "a.npy")
+
+
+def test_one_picture_is_not_taken_for_a_clip(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(BadClip, match=r"a\.npy: \(64, 64, 3\) looks like one picture.*stack"):
+        read(tmp_path / "a.npy")

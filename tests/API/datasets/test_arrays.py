@@ -154,10 +154,11 @@ def test_bad_files_stop_or_are_left_out_and_named(tmp_path):
         np.save(tmp_path / f"{k}.npy", SERIES + k)
     np.save(tmp_path / "short.npy", SERIES[:3])
     (tmp_path / "bad.npy").write_text("hello")
+    (tmp_path / "cut.npz").write_text("hello")
     with pytest.raises(BadClip, match=r"bad\.npy.*--skip_bad goes on without it"):
         datasets_of(tmp_path)
     data = datasets_of(tmp_path, skip_bad=True)["train"]
-    assert sorted(Path(reason.partition(":")[0]).name for reason in data.skipped) == ["bad.npy", "short.npy"]
+    assert sorted(Path(reason.partition(":")[0]).name for reason in data.skipped) == ["bad.npy", "cut.npz", "short.npy"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -275,3 +276,9 @@ def test_shapes_are_those_of_the_first_file_that_can_be_read(tmp_path):
         arrays.settle(**flags)
     settled = arrays.settle(**flags, skip_bad=True)
     assert (settled["in_shape"], settled["out_shape"]) == ([2, 1, 6, 6], [3, 1, 6, 6])
+
+
+def test_frames_smaller_than_the_model_halves_are_asked_about(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((40, 16, 16, 3), np.float32))
+    with pytest.raises(UserError, match=r"a\.npy: its frames are 16x3, less than 4; is it TCHW \(--layout\)\?"):
+        arrays.settle(data_root=tmp_path, in_shape=[2], out_shape=[3], seed=1, multiple=4, layout="TCHW")

@@ -8,6 +8,7 @@ import data_roots
 import numpy as np
 import pytest
 
+from API import UserError
 from API.dataloader import SPLITS
 from API.datasets import kth
 
@@ -167,3 +168,10 @@ def test_counts_are_the_fields_where_the_data_is_complete():
     shapes = dict(in_shape=(10, 1, 128, 128), out_shape=(20, 1, 128, 128), seed=1)
     data = kth.dataset("test", data_root=root, **shapes)
     assert data.skipped or len(data) == (5045 if official else 3167)
+
+
+def test_a_video_that_is_there_as_file_and_as_folder_is_refused(tmp_path):
+    data_roots.kth_official(tmp_path)
+    data_roots.kth_folders(tmp_path)
+    with pytest.raises(UserError, match=r"person.*_uncomp.* the same video as .*person.*keep one of them"):
+        kth.dataset("test", data_root=tmp_path, **SHAPES)
