@@ -96,24 +96,23 @@ def filter_report(
     return report
 
 
-FILTER_MODES = {"learned": None, "off": -1.0, "low": float("inf")}  # the thresholds, or None for their own
+FILTER_MODES = {"learned": None, "off": torch.ones_like, "low": torch.zeros_like}  # the gate, or None for its own
 
 
 @contextmanager
 def filters_as(model: nn.Module, mode: str) -> Iterator[None]:
     """Within, every filter of model works as "learned", passes everything ("off"), or no high frequency ("low")."""
-    level = FILTER_MODES[mode]
-    filters = filters_of(model).values()
-    learned = [module.threshold.detach().clone() for module in filters]
+    every = FILTER_MODES[mode]
+    filters = filters_of(model).values() if every else ()
+    own = [vars(module).get("gate") for module in filters]
     try:
-        with torch.no_grad():
-            for module in filters if level is not None else ():
-                module.threshold.fill_(level)
+        for module in filters:
+            vars(module)["gate"] = lambda high: every(high[..., 0])
         yield
     finally:
-        with torch.no_grad():
-            for module, threshold in zip(filters, learned):
-                module.threshold.copy_(threshold)
+        for module, gate in zip(filters, own):
+            del vars(module)["gate"]
+            vars(module).update({} if gate is None else {"gate": gate})
 
 
 @torch.no_grad()

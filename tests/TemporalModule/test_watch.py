@@ -5,7 +5,7 @@ import torch
 from models import tiny
 
 from TemporalModule.filter import ThresholdFilter
-from TemporalModule.watch import filter_report, filter_statistics, filters_of, removed
+from TemporalModule.watch import filter_report, filter_statistics, filters_as, filters_of, removed
 
 
 def test_noise_moves_a_parameter_as_far_as_the_report_assumes():
@@ -68,3 +68,56 @@ def test_filters_outside_the_stages_and_those_not_called_are_left_out():
         model(torch.rand(1, 4, 1, 32, 32, dtype=torch.float64))
         model.encoder.filter(torch.rand(1, 1, 8))
     assert [stage["stage"] for stage in filter_report(model, notes)] == [1, 3]  # 2 has no DFDB
+
+
+def positive_parameter(monkeypatch):
+    """The threshold as a property: the softplus of what learns."""
+    for module in (model := tiny().eval()).modules():
+        if isinstance(module, ThresholdFilter):
+            module.raw = torch.nn.Parameter(module.threshold.detach().abs().expm1().log())
+            del module.threshold
+    monkeypatch.setattr(
+        ThresholdFilter, "threshold", property(lambda self: torch.nn.functional.softplus(self.raw)), raising=False
+    )
+    return model
+
+
+def positive_in_the_gate(monkeypatch):
+    def gate(self, high):
+        magnitude = torch.linalg.vector_norm(high, dim=-1)
+        return (magnitude >= torch.nn.functional.softplus(self.threshold).flatten().unsqueeze(-1)).to(high.dtype)
+
+    monkeypatch.setattr(ThresholdFilter, "gate", gate)
+    return tiny().eval()
+
+
+@pytest.mark.parametrize("edit", [lambda _: tiny().eval(), positive_parameter, positive_in_the_gate])
+@torch.no_grad()
+def test_filters_switch_off_and_pass_low_frequencies_only_however_the_threshold_is_made(edit, monkeypatch):
+    model, past = edit(monkeypatch), torch.rand(1, 4, 1, 32, 32, dtype=torch.float64)
+    learned = model(past)
+
+    def shares() -> list[float]:
+        with filter_statistics(model) as notes:
+            model(past)
+        return [note[0].item() for (note,) in notes.values()]
+
+    assert any(0 < share < 1 for share in shares())
+    for mode, share in (("off", 0), ("low", 1)):
+        with filters_as(model, mode):
+            assert set(shares()) == {share}
+            assert not torch.equal(model(past), learned)
+    with filters_as(model, "learned"):
+        assert torch.equal(model(past), learned)
+    assert torch.equal(model(past), learned)
+
+
+@torch.no_grad()
+def test_a_gate_that_one_filter_has_of_its_own_comes_back():
+    model, past = tiny().eval(), torch.rand(1, 4, 1, 32, 32, dtype=torch.float64)
+    own = next(iter(filters_of(model).values()))
+    own.gate = lambda high: torch.full_like(high[..., 0], 0.5)
+    learned = model(past)
+    with filters_as(model, "off"):
+        assert not torch.equal(model(past), learned)
+    assert torch.equal(model(past), learned)
