@@ -127,7 +127,8 @@ def train(config: Config, state: Mapping | None = None) -> None:
     earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
     clips, told = settle_splits(earlier, datasets)
     best = folder / "checkpoints/best.pth"
-    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)  # missing weights show up now, too
+    frame = config.out_shape[2:]
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device, frame)  # missing weights show up now, too
     if config.init and state is None:
         told.append(start_from(model, config))
     model = model.to(machine.device)
@@ -350,7 +351,7 @@ def test(config: Config, state: Mapping) -> None:
     recorder = recorder_of(machine.world.main)(Path(config.res_dir) / config.ex_name, enter=True)
     for line in told:
         recorder.log(line)
-    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device)
+    lpips = find_lpips(config.lpips, config.lpips_weights, machine.device, config.out_shape[2:])
     score(model, loader, config, machine, recorder, lpips)
 
 
@@ -368,6 +369,7 @@ def score(
     about = {flag: getattr(config, flag) for flag in flags} | {"release_mode": config.release}
     about |= {flag: value for flag in ARRAY_FLAGS if (value := getattr(config, flag, None)) is not None}
     about |= {"split": "test", "checkpoint": str(config.ckpt)}
+    about["model_flags"] = {flag: getattr(config, flag) for flag in MODEL_FLAGS if not flag.endswith("_shape")}
     how = config.protocol, lpips, config.save_predictions, after_batch
     return evaluate(model, loader, machine, recorder, about, *how)
 

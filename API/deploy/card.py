@@ -59,10 +59,10 @@ def model_card(model: nn.Module, config: Mapping, checkpoint: str, name: str, on
     told, where it lies in one. name: "owner/name" on the hub, else the folder's.
     """
     (T, C, H, W), (T_out, C_out, *_) = config["in_shape"], config["out_shape"]
-    halved = next(model.parameters()).dtype == torch.float16
+    halved = any(p.dtype == torch.float16 for p in model.parameters())
     run, arrays = run_of(Path(checkpoint)), config["dataname"] == "arrays"
     flags = (f"`{flag}` {shown(value)}" for flag, value in config.items() if value is not None)
-    tests = tests_of(run, weights_fingerprint(checkpoint)) if run else []
+    tests = tests_of(run, weights_fingerprint(checkpoint), config) if run else []
     card = model.generate_model_card()
     card.data.license, card.data.model_name = "apache-2.0", name.rpartition("/")[2]
     card.data.tags = [*(card.data.tags or ()), config["dataname"]]
@@ -78,10 +78,12 @@ def model_card(model: nn.Module, config: Mapping, checkpoint: str, name: str, on
     return str(card)
 
 
-def tests_of(run: Path, weights: str | None) -> list[dict]:
-    """What test.json says of every test in a run folder that was of weights with this fingerprint."""
+def tests_of(run: Path, weights: str | None, config: Mapping) -> list[dict]:
+    """What test.json says of every test in a run folder that was of weights with this fingerprint, in a model of these
+    flags."""
     tests = (read_test(folder) for folder in (run, *sorted(run.glob("tests/*"))))
-    return [test for test in tests if test and weights and test.get("measured_on", {}).get("weights") == weights]
+    of_them = [test for test in tests if test and weights and test.get("measured_on", {}).get("weights") == weights]
+    return [t for t in of_them if all(shown(config[f]) == shown(v) for f, v in t.get("model_flags", {}).items())]
 
 
 def results_of(test: Mapping) -> list[EvalResult]:

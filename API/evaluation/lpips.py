@@ -1,7 +1,7 @@
 """LPIPS with AlexNet (Zhang et al., CVPR 2018), by the lpips package, its trunk's weights from a file."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,14 +10,20 @@ from torch import Tensor
 from .. import UserError
 
 TRUNK = "alexnet-owt-7be5be79.pth"  # torchvision's ImageNet weights, as torch's hub names them
+SMALLEST = 31  # pixels a side that its five layers need
 ADDRESS = f"https://download.pytorch.org/models/{TRUNK}"
 
 
-def find_lpips(asked: bool, weights: str | None, device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """LPIPS where it is asked for and its weights are there; where they are not, a line about it and None."""
+def find_lpips(
+    asked: bool, weights: str | None, device: torch.device, frame: Sequence[int]
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """LPIPS where it is asked for, has its weights and can see frames of (H, W); else a line about it and None."""
     if not asked:
         return None
     try:
+        if min(frame) < SMALLEST:
+            size = "x".join(map(str, frame))
+            raise UserError(f"--lpips: AlexNet sees frames of {SMALLEST}x{SMALLEST} or more, these are {size}")
         return load_lpips(weights, device)
     except UserError as error:
         print(f"going on without LPIPS: {error}", flush=True)

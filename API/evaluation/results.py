@@ -1,7 +1,8 @@
 """What a test leaves in a run folder: test.json, scores.npz, predictions.npz, figures; and what they were measured on.
 
-A test is of a checkpoint, of sequences and in a precision. The first one in a run folder, and every repetition of it,
-has its files in the folder itself; a test that differs in one of the three gets a folder of its own, tests/<key>.
+A test is of a checkpoint, with model flags, of sequences and in a precision. The first one in a run folder, and every
+repetition of it, has its files in the folder itself; a test that differs in one of these gets a folder of its own,
+tests/<key>.
 """
 
 import datetime
@@ -63,8 +64,10 @@ def key_of(content: Mapping) -> str | None:
     on = content.get("measured_on")
     if on is None:
         return None
-    what = hashlib.blake2b(f"{on['checkpoint']} {on['data_fingerprint']} {on['precision']}".encode(), digest_size=4)
-    return f"{content.get('dataname', 'test')}-{on['past']}to{on['future']}-{on['precision']}-{what.hexdigest()}"
+    model = json.dumps(content.get("model_flags"), sort_keys=True)
+    what = f"{on['checkpoint']} {model} {on['data_fingerprint']} {on['precision']}"
+    short = hashlib.blake2b(what.encode(), digest_size=4).hexdigest()
+    return f"{content.get('dataname', 'test')}-{on['past']}to{on['future']}-{on['precision']}-{short}"
 
 
 def checkpoint_name(checkpoint: str, run: Path) -> str:
@@ -105,13 +108,20 @@ def move_test(run: Path, folder: Path) -> None:
             (run / name).replace(folder / name)
 
 
+def same_model(there: Mapping, content: Mapping) -> bool:
+    """Whether two tests, as test.json describes them, are of the same weights in the same model on the same data."""
+    then, now = there.get("measured_on"), content["measured_on"]
+    known = bool(then) and now["weights"] is not None
+    return known and then["weights"] == now["weights"] and key_of(there) == key_of(content)
+
+
 def add_earlier(folder: Path, content: dict, arrays: dict[str, np.ndarray]) -> list[str]:
     """Where folder holds scores of the same weights on the same sequences under other protocols: add these to arrays,
     say so in content, and return the protocols."""
     there = read_test(folder) or {}
-    then, now = there.get("measured_on"), content["measured_on"]
-    if not then or now["weights"] is None or then["weights"] != now["weights"] or key_of(there) != key_of(content):
+    if not same_model(there, content):
         return []
+    then = there["measured_on"]
     earlier = {name: a for name, a in read_arrays(folder / "scores.npz").items() if name not in arrays}
     arrays |= earlier
     when = {name: then[name] for name in ("date", "command", "git_commit", "device")}
@@ -122,12 +132,13 @@ def add_earlier(folder: Path, content: dict, arrays: dict[str, np.ndarray]) -> l
 
 
 def write_test(folder: Path, content: Mapping, arrays: Mapping, predictions: Mapping | None) -> None:
-    """Write the files of a test; predictions of an earlier one do not stay."""
+    """Write the files of a test; predictions of an earlier one stay only if they would be the same."""
+    stay = same_model(read_test(folder) or {}, content)
     folder.mkdir(parents=True, exist_ok=True)
     version = np.array(VERSION)
     if predictions:
         write_arrays(folder / "predictions.npz", version=version, **predictions)
-    else:
+    elif not stay:
         (folder / "predictions.npz").unlink(missing_ok=True)
     write_arrays(folder / "scores.npz", **{**arrays, "version": version})
     write_json(folder / "test.json", {"version": VERSION, **content})

@@ -100,6 +100,11 @@ def test_no_scores_are_claimed_for_other_weights(here, tmp_path):
     assert "No test of these weights" in card.text
 
 
+def test_no_scores_are_claimed_for_these_weights_in_another_model(here, tmp_path):
+    main.run(["export", "--ckpt", BEST, "--output", str(tmp_path / "other"), "--COF", "0.5"])
+    assert ModelCard.load(tmp_path / "other/README.md").data.eval_results is None
+
+
 def test_a_folder_that_is_there_is_left_as_it_is(here):
     before = {path: path.read_bytes() for path in (here / "exported").iterdir()}
     with pytest.raises(UserError, match="--output exported: is there already; name a new folder"):

@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from API.clips.scale import Scale
-from API.evaluation.lpips import load_lpips
+from API.evaluation.lpips import find_lpips, load_lpips
 from API.evaluation.metrics import PROTOCOLS, PSNR_CEILING, Scores
 
 
@@ -144,6 +144,16 @@ def test_lpips_without_weights_or_with_others_says_what_goes_where(tmp_path, mon
     for name, words in (("none.pth", "no such file"), ("text.pth", "not AlexNet"), ("other.pth", "not AlexNet")):
         with pytest.raises(ValueError, match=rf"{name}: {words}"):
             load_lpips(tmp_path / name, torch.device("cpu"))
+
+
+def test_frames_too_small_for_lpips_are_said_to_be_before_anything_is_measured(alexnet, capsys):
+    _, path = alexnet
+    for size, enough in ((30, False), (31, True)):
+        lpips = find_lpips(True, path, torch.device("cpu"), (size, 40))
+        assert (lpips is not None) == enough
+        assert ("going on without LPIPS: --lpips: AlexNet sees frames" in capsys.readouterr().out) != enough
+    frames = torch.rand(2, 1, 31, 40)
+    assert lpips(frames, frames).abs().max() == 0
 
 
 def test_frames_smaller_than_the_window_are_refused():

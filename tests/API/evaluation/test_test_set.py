@@ -38,11 +38,12 @@ def test(tmp_path, monkeypatch):
     monkeypatch.setattr("API.evaluation.test_set.draw_examples", lambda *_: None)
     monkeypatch.setattr("API.evaluation.figures.frame_curves", lambda results, path, title="": path.touch())
 
-    def run(data=None, model=None, checkpoint="checkpoints/best.pth", precision="fp32", **options) -> dict:
+    def run(data=None, model=None, checkpoint="checkpoints/best.pth", precision="fp32", flags=None, **options) -> dict:
         recorder = Recorder(tmp_path / "run", enter=True)
         model = model or Fading()
         (recorder.folder / checkpoint).write_text(str(model.weight.item()))
         about = {"dataname": "noise", "data_root": "data", "checkpoint": str(recorder.folder / checkpoint)}
+        about["model_flags"] = flags or {"COF": 0.3125}
         machine = Machine("cpu", 0, precision, 0, False)
         loader = DataLoader(data or sequences(), batch_size=4)
         return evaluate(model, loader, machine, recorder, about, **options)
@@ -78,8 +79,9 @@ def test_results_say_what_they_were_measured_on(test, tmp_path):
         dict(data=sequences(count=5)),
         dict(checkpoint="checkpoints/last.pth", model=Fading(0.5)),
         dict(precision="bf16"),
+        dict(flags={"COF": 0.5}),
     ],
-    ids=["other data", "fewer sequences", "another checkpoint", "another precision"],
+    ids=["other data", "fewer sequences", "another checkpoint", "another precision", "another model"],
 )
 def test_a_test_that_measures_something_else_overwrites_nothing(test, tmp_path, other):
     test(save_predictions=2)
@@ -106,6 +108,13 @@ def test_the_same_test_under_another_protocol_adds_to_the_first(test, tmp_path):
     assert second["measured_earlier"]["ssim"]["date"] == first["measured_on"]["date"]
     compare_runs([tmp_path / "run"], ["strict", "openstl"], tmp_path / "out")
     assert "measured_earlier" not in test(protocols=["strict", "openstl"])
+
+
+def test_predictions_stay_where_they_would_be_the_same(test, tmp_path):
+    test(save_predictions=2)
+    before = (tmp_path / "run/predictions.npz").read_bytes()
+    test(protocols=["openstl"])
+    assert (tmp_path / "run/predictions.npz").read_bytes() == before
 
 
 def test_other_weights_under_the_name_of_a_checkpoint_replace_what_it_scored_before(test, tmp_path):
