@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import UserError
-from ..run.files import read_arrays, write_atomically
+from ..run.files import read_arrays, remove, write_atomically
 from . import figures
 from .metrics import HIGHER_IS_BETTER, PROTOCOLS, Scores, describe, metrics_of
 from .sequences import fingerprints, match
@@ -59,9 +59,15 @@ def load_frames(
     for name in ("future", "predicted"):
         if name not in arrays or arrays[name].ndim != 5 or arrays[name].dtype.kind not in "fui":
             raise UserError(f"{path}: needs an array '{name}' (N, T, C, H, W) of floats in [0, 1] or uint8")
-    if arrays["future"].shape != arrays["predicted"].shape:
-        shapes = f"future {arrays['future'].shape}, predicted {arrays['predicted'].shape}"
-        raise UserError(f"{path}: {shapes} must be alike")
+    future = arrays["future"].shape
+    if future != arrays["predicted"].shape or 0 in future:
+        shapes = f"future {future}, predicted {arrays['predicted'].shape}"
+        raise UserError(f"{path}: {shapes} must be alike, and not empty")
+    past = arrays["past"].shape if "past" in arrays else future
+    if len(past) != 5 or (past[0], *past[3:]) != (future[0], *future[3:]) or 0 in past:
+        raise UserError(
+            f"{path}: past {past} must be (N, T, C, H, W), with N, H, W as of future {future}; or leave it out"
+        )
     kept, notes = {}, []
     for name in ("past", "future", "predicted"):
         if name in arrays:
@@ -270,6 +276,8 @@ def compare_runs(
     shown = frames_in_all([run for run in runs if run.frames])
     if shown:
         figures.side_by_side(shown, folder / "sequences.png")
+    else:
+        remove(folder / "sequences.png")  # of another comparison
     return text
 
 

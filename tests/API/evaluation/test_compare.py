@@ -162,12 +162,26 @@ def test_run_folders_and_predictions_go_together(tmp_path):
         compare_runs([tmp_path / "ours"], ["openstl"], tmp_path / "out")
 
 
+def test_pictures_of_another_comparison_do_not_stay(tmp_path):
+    predictions(tmp_path / "a.npz", 0.1)
+    predictions(tmp_path / "b.npz", 0.2, future=np.ones((40, 3, 1, 16, 16)))
+    compare_runs([tmp_path / "a.npz"], ["strict"], tmp_path / "out")
+    assert (tmp_path / "out/sequences.png").exists()
+    compare_runs([tmp_path / "a.npz", tmp_path / "b.npz"], ["strict"], tmp_path / "out")  # no sequence in common
+    assert not (tmp_path / "out/sequences.png").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         (dict(predicted=None), "needs an array 'predicted'"),
         (dict(future=np.zeros((3, 3))), "needs an array 'future'"),
         (dict(predicted=np.zeros((2, 3, 1, 16, 16))), "must be alike"),
+        (dict(predicted=np.zeros((0, 3, 1, 16, 16)), future=np.zeros((0, 3, 1, 16, 16))), "not empty"),
+        (dict(past=np.zeros((40, 3, 16, 16))), r"past \(40, 3, 16, 16\) must be \(N, T, C, H, W\)"),
+        (dict(past=np.zeros((20, 3, 1, 16, 16))), "past .* as of future"),
+        (dict(past=np.zeros((40, 3, 1, 8, 16))), "past .* as of future"),
+        (dict(past=np.zeros((40, 0, 1, 16, 16))), "past .* as of future"),
         (dict(future=np.array([{}], dtype=object)), "a.npz"),
     ],
     ids=str,
