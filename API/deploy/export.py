@@ -61,12 +61,15 @@ def write_export(model: nn.Module, in_shape: Sequence[int], config: Mapping, out
 
 
 def halve(model: nn.Module, output: str | Path) -> None:
-    """Round the parameters of model to float16; running statistics stay as they are. Raises UserError where output is a
-    program, which would compute in float16, or a weight is out of its range."""
+    """Round the real parameters of model to float16; running statistics stay as they are.
+
+    Raises UserError where output is a program, which would compute in float16, or a weight is out of its range.
+    """
     if Path(output).suffix.lower() in (".pt2", ".onnx"):
         raise UserError(f"--half: is for weights (.safetensors, a folder, the hub), not for {output}")
     for p in model.parameters():
-        p.data = p.data.half()
+        if p.is_floating_point():  # neither complex numbers nor integers
+            p.data = p.data.half()
     if name := next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None):
         raise UserError(f"--half: '{name}' is out of the range of float16; leave --half out")
 

@@ -56,7 +56,7 @@ class Predictor:
         video = np.asarray(video)
         if video.ndim not in (3, 4) or len(video) < self.T:
             raise ValueError(f"expected at least {self.T} frames (F, H, W) or (F, H, W, C), found {video.shape}")
-        if video.dtype != np.uint8 and (video.dtype.kind != "f" or video.min() < 0 or video.max() > 1):
+        if video.dtype != np.uint8 and (video.dtype.kind != "f" or not 0 <= video.min() <= video.max() <= 1):
             raise ValueError("expected uint8, or floats in [0, 1]")
         past = video[-self.T :] if video.ndim == 4 else video[-self.T :, ..., None]
         if past.dtype != np.uint8:

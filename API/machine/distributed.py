@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
 from .. import UserError
-from .processes import processes, rank, starts
+from .processes import check_launch, processes, rank, starts
 
 
 class World:
@@ -27,6 +27,7 @@ class World:
         self.main = self.rank == 0
         self.host = None
         if self.size > 1:
+            check_launch()
             limit = datetime.timedelta(minutes=timeout_minutes)
             if device.type == "cuda":
                 torch.cuda.set_device(device)

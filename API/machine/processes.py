@@ -5,6 +5,8 @@ import platform
 import sys
 from typing import NoReturn
 
+from .. import UserError
+
 
 def processes() -> int:
     """How many processes torchrun has started for this run; 1 without it."""
@@ -28,6 +30,14 @@ def launch() -> str | None:
     if int(os.environ.get("LOCAL_WORLD_SIZE", processes())) < processes():  # on many machines: what the user calls it
         return os.environ.get("TORCHELASTIC_RUN_ID")
     return f"process {os.getppid()} on {platform.node()}"
+
+
+def check_launch() -> None:
+    """Raise UserError where something else than torchrun has set WORLD_SIZE, and not all that goes with it."""
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            several = f"WORLD_SIZE is {os.environ['WORLD_SIZE']} in the environment, as of several processes"
+            raise UserError(f"{several}, but {name} is not set; start them with torchrun, or unset WORLD_SIZE")
 
 
 def leave(code: int, well: bool = True) -> NoReturn:

@@ -268,6 +268,16 @@ def test_half_takes_half_the_space_and_predicts_the_same_but_for_rounding(run, m
         main.run(["export", "--ckpt", best, "--output", "model.onnx", "--half"])
 
 
+def test_half_leaves_complex_and_whole_numbers_as_they_are():
+    model = torch.nn.Linear(2, 2)
+    model.mix = torch.nn.Parameter(torch.tensor([0.97 + 0.26j]))
+    model.places = torch.nn.Parameter(torch.tensor([70_000]), requires_grad=False)
+    halve(model, "a.safetensors")
+    assert model.weight.dtype == torch.float16
+    assert model.mix.item() == torch.tensor(0.97 + 0.26j).item()
+    assert model.places.item() == 70_000
+
+
 def test_half_refuses_weights_beyond_its_range():
     model = nn.Linear(2, 2)
     model.weight.data[0, 1] = 1e6

@@ -63,6 +63,7 @@ def test_too_short_or_wrong_arrays_are_refused(predictor):
         np.zeros((3, 8, 8), np.uint8),
         np.zeros((8, 8)),
         np.full((5, 8, 8), 7.0),
+        np.full((5, 8, 8), np.nan),
         np.zeros((5, 8, 8), np.int64),
     ):
         with pytest.raises(ValueError, match="expected"):

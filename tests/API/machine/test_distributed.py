@@ -11,6 +11,7 @@ import torch
 from worker import can_shard
 
 from API import UserError
+from API.machine.distributed import World
 from API.machine.sharding import distribute
 from API.run.checkpoint import load_checkpoint
 from API.run.flags import refuse_changed_flags, sequences_at_once
@@ -126,9 +127,15 @@ def test_batches_must_divide_among_processes_and_parts():
     assert sequences_at_once(SimpleNamespace(batch_size=16, accumulate=4), 2) == 2
 
 
-def test_one_process_is_the_model_itself():
-    from API.machine.distributed import World
+def test_many_processes_without_torchrun_are_a_line(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 2.*RANK is not set; start them with torchrun, or unset"):
+        World(torch.device("cpu"))
 
+
+def test_one_process_is_the_model_itself():
     model, world = torch.nn.Linear(2, 2), World(torch.device("cpu"))
     assert distribute(model, world, torch.device("cpu"), [], False, False) is model
     assert world.share([1, 2, 3]) == [1, 2, 3]
