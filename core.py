@@ -44,7 +44,15 @@ from API.speed import accelerate
 from API.speed.graphs import Graphed
 from API.speed.inference import prepare_inference
 from DFDNet import DFDNet, check_sizes, strides
-from TemporalModule.watch import FILTER_MODES, filter_report, filter_statistics, filters_as, spectra, threshold_groups
+from TemporalModule.watch import (
+    FILTER_MODES,
+    filter_report,
+    filter_statistics,
+    filters_as,
+    filters_of,
+    spectra,
+    threshold_groups,
+)
 from WFL import WeightedFrequencyLoss
 
 MODEL_FLAGS = tuple(inspect.signature(DFDNet).parameters)
@@ -105,7 +113,11 @@ def start_from(model: DFDNet, config: Config) -> str:
             weights = load_release(config.init, release=config.release).state_dict()
         except UserError as error:
             raise UserError(f"--init {config.init}: {error}") from None
-    return load_fitting(model, weights, config.init)
+    told = load_fitting(model, weights, config.init)
+    with torch.no_grad():
+        for module in filters_of(model).values():
+            module.start.copy_(module.threshold)  # how far thresholds move is counted from here on
+    return told
 
 
 # Training -----------------------------------------------------------------------------------------------------------
@@ -252,7 +264,7 @@ def train_one_epoch(
             with without_exchange(model, skip=past is not parts[-1][0]):
                 with machine.autocast():
                     predicted = model(past)
-                part = criterion(predicted, future) / len(parts)
+                part = criterion(predicted.to(future.dtype), future) / len(parts)
                 part.backward()
             loss += part.detach()
         return loss
@@ -295,7 +307,7 @@ def validate(
         with nullcontext(notes) if shown else filter_statistics(model) as notes, machine.autocast():
             predicted = model(past)
         shown = shown or (past[0], future[0], predicted[0])
-        losses.append(criterion(predicted, future) * len(past))
+        losses.append(criterion(predicted.to(future.dtype), future) * len(past))
         count += len(past)
         scores.update(predicted, future)
     total = torch.stack(losses).cpu().double().sum()  # on the CPU: there is no float64 on MPS

@@ -104,6 +104,20 @@ def test_complex_weights_learn(start, monkeypatch):
     assert all(weight.imag.abs().max() > 0 for weight in weights)
 
 
+@pytest.mark.parametrize("loss", [torch.nn.HuberLoss(), lambda p, t: torch.fft.rfft2(p - t).abs().mean()])
+def test_a_loss_of_one_s_own_gets_float32_in_bfloat16_training(start, monkeypatch, loss):
+    seen = []
+
+    class Loss(torch.nn.Module):
+        def forward(self, predicted, target):
+            seen.append(predicted.dtype)
+            return loss(predicted, target)
+
+    monkeypatch.setattr(core, "build_criterion", lambda config: Loss())
+    start("--epochs", "1", "--precision", "bf16")
+    assert set(seen) == {torch.float32}
+
+
 def test_a_loss_with_parameters_of_its_own_is_refused(start, monkeypatch):
     class Weighted(torch.nn.MSELoss):
         def __init__(self):
@@ -539,6 +553,9 @@ def test_a_run_starts_from_another_s_model_with_its_flags_and_says_what_fits(sta
     assert {flag: after["config"][flag] for flag in ("COF", "hid_S")} == {"COF": 0.4, "hid_S": 8}
     name = "temporal.stages.0.0.branch_r1.dfdu.predict_h.weight"
     assert torch.allclose(before["model"][name], after["model"][name], atol=1e-6)
+    moved = [[stage["threshold_moved"] for stage in json.loads((start.folder / f"{run}/metrics.jsonl").read_text())["filter"]] for run in ("first", "second")]
+    assert min(moved[0]) > 0
+    assert max(moved[1]) == 0  # counted from where this run has started
     log = (start.folder / "second/log.txt").read_text()
     assert "245 of the model's 277 tensors fit; temporal.stages.*.*.branch_r*.dfdu.filter_h.start (8), " in log
     with pytest.raises(UserError, match=r"--segments \[4, 8\]: this run has \[8, 16\]"):

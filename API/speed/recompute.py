@@ -1,17 +1,19 @@
 """Activation checkpointing by blocks: keep a block's inputs for backward, and compute everything inside again."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MethodType
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(blocks: Sequence[nn.Module]) -> list[str]:
-    """Let every block keep only its inputs for backward. Random numbers (dropout) are drawn as before, and buffers
-    (BatchNorm's running statistics) are updated once."""
+    """Let every block keep only its inputs for backward. Random numbers (of PyTorch, NumPy and Python) are drawn
+    as before, and buffers (BatchNorm's running statistics) are updated once."""
     for block in blocks:
         replace_forward(block, recomputed)
     return [f"recompute {len(blocks)} blocks in backward"]
@@ -32,13 +34,37 @@ def recomputed(forward: Callable) -> Callable:
             return forward(module, *inputs)
         before = {buffer: buffer.detach().clone() for buffer in module.buffers()}
         before = [(part, name, before.get(buffer)) for part, name, buffer in places_of_buffers(module)]
-        contexts = lambda: (nullcontext(), other_buffers(module, before))  # noqa: E731
+        numbers = host_generators()
+        contexts = lambda: (nullcontext(), as_it_was(module, before, numbers))  # noqa: E731
         # Random generators cannot be set back in a CUDA graph; where that matters, its first replay tells (graphs.py).
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         options = dict(use_reentrant=False, context_fn=contexts, preserve_rng_state=not capturing)
         return checkpoint(forward, module, *inputs, **options)
 
     return call
+
+
+@contextmanager
+def as_it_was(block: nn.Module, buffers: Sequence[tuple], numbers: tuple) -> Iterator[None]:
+    """Within, block has other buffers, and Python and NumPy draw the numbers of then; PyTorch sees to its own."""
+    now = host_generators()
+    try:
+        set_host_generators(numbers)
+        with other_buffers(block, buffers):
+            yield
+    finally:
+        set_host_generators(now)
+
+
+def host_generators() -> tuple:
+    """The states of the generators of Python and of NumPy."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one, which edits may draw from
+
+
+def set_host_generators(states: tuple) -> None:
+    """Set them back."""
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
 
 
 def places_of_buffers(block: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor | None]]:

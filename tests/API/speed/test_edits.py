@@ -2,7 +2,9 @@
 gradient of plain autograd, or stop with a clear error."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from models import batch, compiles, differences, tiny, training_step
@@ -129,6 +131,20 @@ def drop_path_after_dfdu(model, patch):
     patch.setattr(Branch, "forward", forward)
 
 
+def drop_path_drawn_by_the_host(model, patch):
+    """Half by Python's generator, half by NumPy's; both are set back with PyTorch's."""
+
+    def forward(self, x):
+        drawn = [random.random() + np.random.rand() for _ in x]  # noqa: NPY002
+        keep = torch.tensor(drawn, dtype=x.dtype).view(-1, 1, 1, 1) < 1
+        x = x + self.stau(self.norm_stau(x))
+        return x + keep * self.dfdu(self.norm_dfdu(x))
+
+    patch.setattr(Branch, "forward", forward)
+    step = torch.manual_seed
+    patch.setattr(torch, "manual_seed", lambda seed: (random.seed(seed), np.random.seed(seed), step(seed))[-1])  # noqa: NPY002
+
+
 def attention_after_dfdu(model, patch):
     for branch in (m for m in model.modules() if isinstance(m, Branch)):
         branch.attend = nn.MultiheadAttention(branch.norm_dfdu.normalized_shape[0], 1, batch_first=True).double()
@@ -150,7 +166,7 @@ def tied_dfdbs(model, patch):
 EDITS = [
     dropout_in_dfdu, second_dfdu, attribute_conditioning, parameter_of_the_block, other_recombination, soft_gate,
     learnable_spectrum, batch_norm_in_encoder, dilated_stem, subclass_before_batch_norm, layer_scale_after_dfdu,
-    drop_path_after_dfdu, attention_after_dfdu, tied_dfdbs,
+    drop_path_after_dfdu, drop_path_drawn_by_the_host, attention_after_dfdu, tied_dfdbs,
 ]  # fmt: skip
 RANDOM = (dropout_in_dfdu, drop_path_after_dfdu)  # compiled, they may draw other numbers than eagerly
 # Compiling takes seconds: what can be edited at once is compiled at once, in those blocks alone that the edits change.
