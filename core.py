@@ -444,5 +444,5 @@ def summary(config: Config) -> None:
     model = build_model(config)
     bfloat16 = choose_precision(config.precision, device) == "bf16"
     build, gpu = lambda: build_model(config), device.type == "cuda"
-    cost = costs(build, DFDNet.blocks, config.in_shape, at_once, bfloat16, gpu)
+    cost = costs(build, lambda model: model.blocks(), config.in_shape, at_once, bfloat16, gpu)
     print(model, cost_table(model, cost, at_once, free_memory(device)), sep="\n")

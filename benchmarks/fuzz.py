@@ -1,4 +1,5 @@
-"""Feed damaged and hostile files to every reader, and see that each is read or refused in one clear line.
+"""Feed damaged and hostile files to the readers of clips, data sets, checkpoints and results (not yet those of
+--dataname arrays), and see that each is read or refused in one clear line.
 
     python benchmarks/fuzz.py [--files 10000] [--seed 1] [--only pth h5 …]
 

@@ -2,13 +2,13 @@
 
     python benchmarks/study.py --list                          the studies, and how much of each is done
     python benchmarks/study.py small --runs ../study           train what is missing, then print the table
-    python benchmarks/study.py small --only deep TAU --dry_run
+    python benchmarks/study.py small --only SimVP-gSTA TAU --dry_run
 
 The studies are data, in studies.py. Every run is one of main.py, by its own training, checkpoints and test; a run that
 was stopped or killed goes on where it stood (exit code 75: start again). On a CPU two single-threaded runs go side by
 side, on GPUs one on each. Scores, commit, hardware and date of every run that has ended go to
 benchmarks/results/study_<name>.json; the table and a figure are drawn from it. What stands there, or in another study's
-file, is not run again.
+file, is not run again; --output and --runs of other folders start anew.
 """
 
 import argparse

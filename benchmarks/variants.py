@@ -1,7 +1,7 @@
 """Variants that are not flags of main.py, as the paper has none of them, or another model altogether: what study.py
 compares beside the flags.
 
-    python benchmarks/variants.py [NAME …] -- FLAGS      main.py with these changes: its modes, its flags
+    python benchmarks/variants.py [NAME …] -- FLAGS      main.py with these changes: to train and to test
 
 A change is a function that takes the model that core.build_model has made, and gives the one to train; a loss takes
 the frames' sizes and gives the criterion.

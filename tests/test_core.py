@@ -553,7 +553,8 @@ def test_a_run_starts_from_another_s_model_with_its_flags_and_says_what_fits(sta
     assert {flag: after["config"][flag] for flag in ("COF", "hid_S")} == {"COF": 0.4, "hid_S": 8}
     name = "temporal.stages.0.0.branch_r1.dfdu.predict_h.weight"
     assert torch.allclose(before["model"][name], after["model"][name], atol=1e-6)
-    moved = [[stage["threshold_moved"] for stage in json.loads((start.folder / f"{run}/metrics.jsonl").read_text())["filter"]] for run in ("first", "second")]
+    records = [json.loads((start.folder / run / "metrics.jsonl").read_text()) for run in ("first", "second")]
+    moved = [[stage["threshold_moved"] for stage in record["filter"]] for record in records]
     assert min(moved[0]) > 0
     assert max(moved[1]) == 0  # counted from where this run has started
     log = (start.folder / "second/log.txt").read_text()

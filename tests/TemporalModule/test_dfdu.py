@@ -110,6 +110,14 @@ def test_removed_energy_is_what_the_filter_takes_from_the_signals(L):
     assert removed(threshold_filter, x)[1].item() == pytest.approx(expected.item(), rel=1e-10)
 
 
+def test_thresholds_start_at_0_3_or_in_release_mode_at_the_noise_of_an_unnormalised_fft():
+    torch.manual_seed(0)
+    assert set(ThresholdFilter(8, 100, 320, COF=0.3).threshold.flatten().tolist()) == {pytest.approx(0.3)}
+    start = ThresholdFilter(8, 100, 320, COF=0.3, release=True).threshold
+    assert start.std().item() == pytest.approx(320**-0.5, rel=0.1)
+    assert start.mean().abs() < 0.1 * 320**-0.5
+
+
 def test_thresholds_learn_in_default_mode_and_never_in_release_mode():
     for release in (False, True):
         unit = DFDU(8, 4, 4, 4, 0.3125, release)
