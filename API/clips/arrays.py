@@ -33,7 +33,10 @@ def find_arrays(path: Path, flag: str = "--data_root") -> list[Clip]:
         raise UserError(f"{flag} {path}: unknown kind of file, {known}")
     found = []
     for place in places(path, closed=KINDS):
-        inside = [p for p in place.iterdir() if p.suffix.lower() in KINDS and p.name[0] != "."]
+        try:
+            inside = [p for p in place.iterdir() if p.suffix.lower() in KINDS and p.name[0] != "."]
+        except OSError as error:
+            raise UserError(f"{flag} {place}: {error.strerror}") from None
         cached = (place / CACHE_TAG).exists()
         found += [p for p in inside if not (cached and CACHED.fullmatch(p.name))]
     if not found:

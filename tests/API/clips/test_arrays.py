@@ -136,6 +136,17 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         open_arrays(tmp_path / "a.nc")
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "closed").mkdir()
+    write(tmp_path / "a.npy")
+    monkeypatch.setattr(type(tmp_path), "iterdir", closed)
+    with pytest.raises(UserError, match=r"--data_root .*: Permission denied"):
+        find_arrays(tmp_path)
+
+
 def test_files_are_found_at_any_depth_but_not_what_was_written_here(tmp_path):
     for name in ("b/10.npy", "b/9.npy", "a.npz", ".hidden.npy", "run/x.npy", "cache/" + "0" * 32 + ".npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
