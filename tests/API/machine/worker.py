@@ -89,8 +89,8 @@ def compare(output: str) -> int:
         norm = sum(value.double().square().sum() for value in other.values()).sqrt()
         return (sum((one[n] - other[n]).double().square().sum() for n in other).sqrt() / norm).item()
 
-    ways = {"copies": {}, "compressed": dict(compress=True)}
-    ways |= {way: dict(shard=True) for way in ("shards", "compiled shards")} if can_shard() else {"compiled copies": {}}
+    ways = {"copies": {}, "compiled copies": {}, "compressed": dict(compress=True)}
+    ways |= {way: dict(shard=True) for way in ("shards", "compiled shards") if can_shard()}
     for way, options in ways.items():
         model, said = copy.deepcopy(alone), []
         if way.startswith("compiled"):

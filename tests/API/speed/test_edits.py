@@ -174,6 +174,7 @@ AT_ONCE = {
     "refused": ([attribute_conditioning], DFDB),  # a compiled block sets no attributes
     "refused, too": ([parameter_of_the_block], DFDB),
     "random": (RANDOM, DFDB),
+    "second DFDU": ([second_dfdu], DFDB),
     "attention": ([tied_dfdbs, attention_after_dfdu], DFDB),
     "DFDU": (
         [other_recombination, soft_gate, learnable_spectrum, subclass_before_batch_norm, layer_scale_after_dfdu], DFDB
@@ -205,6 +206,7 @@ def test_an_edited_model_trains_with_the_gradient_of_plain_autograd(edit, way, m
 @pytest.mark.parametrize("name", AT_ONCE)
 def test_edited_and_compiled_it_does_too_or_says_in_a_line_that_it_stays_plain(name, monkeypatch):
     edits, blocks = AT_ONCE[name]
+    stays_plain = name.startswith("refused") or not compiles()  # asked before the model is edited
     torch.manual_seed(5)
     plain = tiny(layer_config=(0, 0, 0, 1))
     for edit in edits:
@@ -212,8 +214,7 @@ def test_edited_and_compiled_it_does_too_or_says_in_a_line_that_it_stays_plain(n
     model = copy.deepcopy(plain)
     past, future = batch()
     lines = accelerate(model, [m for m in model.blocks() if isinstance(m, blocks)], example=past, **COMPILED)
-    refused = lines[-1].startswith("warning: compiling failed, going on without")
-    assert refused == (name.startswith("refused") or not compiles())
+    assert lines[-1].startswith("warning: compiling failed, going on without") == stays_plain
     if edits is RANDOM:
         numerical_gradient(model, past, future)
     else:
@@ -255,7 +256,8 @@ def numerical_gradient(model: nn.Module, past: Tensor, future: Tensor) -> None:
         assert (losses[0] - losses[1]) / (2 * eps) == pytest.approx(slope[place].item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", [*WAYS, "compiled"])
 def test_another_rule_in_the_gate_holds_wherever_the_gate_is_used(way, monkeypatch):
     """Training and testing, statistics and pictures follow one rule: here, everything below the threshold passes."""
 
@@ -267,7 +269,8 @@ def test_another_rule_in_the_gate_holds_wherever_the_gate_is_used(way, monkeypat
     before = training_step(tiny(layer_config=(1, 0, 0, 0)), past, future)["future"]
     monkeypatch.setattr(HardGate, "forward", staticmethod(forward))
     plain, model = (tiny(layer_config=(1, 0, 0, 0)) for _ in range(2))
-    accelerate(model, model.blocks(), example=past, **WAYS[way])
+    blocks = model.temporal.stages[0] if way == "compiled" else model.blocks()
+    accelerate(model, blocks, example=past, **(WAYS | {"compiled": COMPILED})[way])
     ours, expected = training_step(model, past, future), training_step(plain, past, future)
     assert not torch.allclose(expected["future"], before, atol=1e-6)
     assert max(differences(ours, expected).values()) < 1e-8
