@@ -1,6 +1,5 @@
 """Tiny data on disk, a tiny model, and the release's numbers where they are at hand."""
 
-import resource
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,3 @@ def golden() -> dict:
     if not GOLDEN.exists():
         pytest.skip("the release's numbers are not beside this checkout")
     return torch.load(GOLDEN, weights_only=True)
-
-
-@pytest.fixture
-def small_files():
-    """Call it, and no file can grow beyond so many bytes: writing then fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_FLAGS
+from full_disk import small_files
 from PIL import Image
 from torch import nn
 
@@ -95,9 +96,9 @@ def test_what_deviates_is_not_kept(tmp_path, monkeypatch):
 
 @modern
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
-def test_a_full_disk_is_said_in_one_line(kind, tmp_path, small_files):
-    small_files(300)
-    with pytest.raises(UserError, match=rf"--output .*model\.{kind}: cannot be written \(File too large\)$"):
+def test_a_full_disk_is_said_in_one_line(kind, tmp_path):
+    said = rf"--output .*model\.{kind}: cannot be written \(File too large\)$"
+    with small_files(300), pytest.raises(UserError, match=said):
         export_model(Doubling(), (2, 1, 4, 4), tmp_path / f"model.{kind}")
     assert not list(tmp_path.iterdir())
 

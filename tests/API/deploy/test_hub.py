@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, TINY_FLAGS
+from full_disk import small_files
 from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
 
@@ -112,10 +113,9 @@ def test_a_folder_that_is_there_is_left_as_it_is(here):
     assert before == {path: path.read_bytes() for path in (here / "exported").iterdir()}
 
 
-def test_a_full_disk_leaves_no_folder(tmp_path, small_files):
+def test_a_full_disk_leaves_no_folder(tmp_path):
     config = dict(ckpt="none.pth", dataname="digits", in_shape=TINY["in_shape"], out_shape=TINY["out_shape"])
-    small_files(10_000)
-    with pytest.raises(UserError, match="--output: cannot write"):
+    with small_files(10_000), pytest.raises(UserError, match="--output: cannot write"):
         write_export(DFDNet(**TINY), TINY["in_shape"], config, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@ import files
 import numpy as np
 import pytest
 import torch
+from full_disk import small_files
 from PIL import Image
 
 from API import UserError
@@ -364,10 +365,10 @@ def test_a_raw_video_is_taken_alone_as_in_a_folder(predictor, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["out.mp4", "out.gif", "out.npy", "out"])
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(predictor, tmp_path, output, small_files):
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(predictor, tmp_path, output):
     np.save(tmp_path / "in.npy", np.random.default_rng(0).integers(0, 256, (8, 160, 240, 3), dtype=np.uint8))
-    small_files(1000)
-    with pytest.raises(UserError, match=rf"--output .*{output}: cannot be written \(File too large\)$"):
+    said = rf"--output .*{output}: cannot be written \(File too large\)$"
+    with small_files(1000), pytest.raises(UserError, match=said):
         run(Request(tmp_path / "in.npy", tmp_path / output), predictor)
     assert {p.name for p in tmp_path.iterdir()} <= {"in.npy", "out"}
 

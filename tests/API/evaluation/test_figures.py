@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from full_disk import small_files
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
@@ -27,10 +28,9 @@ def test_a_strip_is_a_picture_with_something_in_it(sequence, tmp_path):
 
 
 @pytest.mark.parametrize("draw", [figures.strip, figures.gif])
-def test_a_picture_that_cannot_be_written_is_named_and_nothing_stays(draw, tmp_path, small_files):
+def test_a_picture_that_cannot_be_written_is_named_and_nothing_stays(draw, tmp_path):
     sequence = np.zeros((2, 1, 16, 24), np.float32)
-    small_files(100)
-    with pytest.raises(UserError, match=r"cannot write .*/a\.picture"):
+    with small_files(100), pytest.raises(UserError, match=r"cannot write .*/a\.picture"):
         draw(sequence, sequence, sequence, tmp_path / "a.picture")
     assert list(tmp_path.iterdir()) == []
 

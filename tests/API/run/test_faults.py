@@ -1,8 +1,8 @@
 """What goes wrong around a run, really caused: one clear line, exit code 2, and the last good checkpoint intact."""
 
+import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import TINY_FLAGS
 from files import pictures, write_video
+from full_disk import small_files
 from test_core import same
 
 import core
@@ -48,21 +49,19 @@ def one_line(err: str) -> str:
     return lines[0]
 
 
-def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole_and_it_goes_on_later(
-    call, tmp_path, monkeypatch, small_files
-):
+def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole_and_it_goes_on_later(call, tmp_path, monkeypatch):
     assert call(*FLAGS, "--epochs", "3", "--ex_name", "whole")[0] == 0
     validate, calls = core.validate, []
 
     def and_then_the_disk_is_full(*args):
         calls.append(1)
         if len(calls) == 2:
-            small_files(200_000)  # a checkpoint takes more
+            disk.enter_context(small_files(200_000))  # a checkpoint takes more
         return validate(*args)
 
     monkeypatch.setattr(core, "validate", and_then_the_disk_is_full)
-    code, err = call(*FLAGS, "--epochs", "3", "--ex_name", "parts")
-    small_files(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    with contextlib.ExitStack() as disk:
+        code, err = call(*FLAGS, "--epochs", "3", "--ex_name", "parts")
     monkeypatch.setattr(core, "validate", validate)
     assert code == 2
     assert "cannot write" in one_line(err)
@@ -76,15 +75,15 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole_and_it_goes_on
     assert same(whole["optimizer"], parts["optimizer"])
 
 
-def test_a_write_behind_training_s_back_that_fails_is_told_and_harms_nothing(tmp_path, small_files):
+def test_a_write_behind_training_s_back_that_fails_is_told_and_harms_nothing(tmp_path):
     path, good = tmp_path / "last.pth", {"epoch": 1, "w": torch.zeros(10)}
     with Saver() as saver:
         saver.save(good, path)
         saver.wait()
-        small_files(100_000)
-        saver.save({"epoch": 2, "w": torch.zeros(100_000)}, path)
-        with pytest.raises(ValueError, match="cannot write") as error:
-            saver.wait()
+        with small_files(100_000):
+            saver.save({"epoch": 2, "w": torch.zeros(100_000)}, path)
+            with pytest.raises(ValueError, match="cannot write") as error:
+                saver.wait()
     assert "\n" not in str(error.value)
     assert load_checkpoint(path)["epoch"] == 1
 
@@ -202,11 +201,10 @@ def test_memory_that_runs_out_is_told_with_the_flags_that_help(call, monkeypatch
     assert "--checkpoint_blocks" in err
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, small_files):
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path):
     path = tmp_path / "last.pth"
     save_checkpoint(path, {"epoch": 1})
-    small_files(50_000)
-    with pytest.raises(ValueError, match="untouched"):
+    with small_files(50_000), pytest.raises(ValueError, match="untouched"):
         save_checkpoint(path, {"epoch": 2, "w": torch.zeros(100_000)})
     assert load_checkpoint(path) == {"epoch": 1}
 

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from conftest import TINY, TINY_FLAGS
+from full_disk import small_files
 from torch import nn
 
 from API import UserError
@@ -121,11 +122,10 @@ def test_safetensors_without_flags_are_bare_weights(tmp_path):
     assert same(model, load_checkpoint(tmp_path / "a.safetensors")["model"])
 
 
-def test_safetensors_that_do_not_fit_on_the_disk_are_told_and_leave_what_was_there(tmp_path, small_files):
+def test_safetensors_that_do_not_fit_on_the_disk_are_told_and_leave_what_was_there(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_text("old")
-    small_files(10_000)
-    with pytest.raises(UserError, match=r"--output: cannot write .*a\.safetensors") as error:
+    with small_files(10_000), pytest.raises(UserError, match=r"--output: cannot write .*a\.safetensors") as error:
         save_safetensors({"w": torch.zeros(100_000)}, {}, path)
     assert "\n" not in str(error.value)
     assert path.read_text() == "old"
