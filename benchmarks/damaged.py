@@ -12,6 +12,7 @@ import cv2
 import h5py
 import numpy as np
 import torch
+import xarray
 from PIL import Image
 
 from API.datasets import taxibj
@@ -62,6 +63,15 @@ def sound_files(folder: Path) -> dict[str, bytes]:
         file["data"] = rng.uniform(0, 99, (6, 2, 32, 32)).astype(np.float32)
         file["date"] = np.array([b"2013070101", b"2013070102", b"2013070103"] * 2)
     files["h5"] = (folder / "sound.h5").read_bytes()
+    values = flows["X_train"]
+    files["array.npy"] = saved(np.save, values)
+    files["array.npz"] = saved(np.savez_compressed, t2m=values, lat=np.arange(32))
+    with h5py.File(folder / "array.h5", "w") as file:
+        file.create_dataset("group/t2m", data=values, chunks=(1, 2, 2, 16, 16), compression="gzip")
+        file["group/t2m"].attrs["_FillValue"] = np.float32(-99)
+    files["array.h5"] = (folder / "array.h5").read_bytes()
+    xarray.Dataset({"t2m": (tuple("NTCHW"), values)}).to_netcdf(folder / "array.nc", engine="h5netcdf")
+    files["array.nc"] = (folder / "array.nc").read_bytes()
     torch.manual_seed(0)
     model = DFDNet(**TINY)
     save_checkpoint(folder / "sound.pth", {"model": model.state_dict(), "epoch": 1, "config": {"lr": 0.1, "s": [1]}})

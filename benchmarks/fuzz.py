@@ -1,5 +1,5 @@
-"""Feed damaged and hostile files to the readers of clips, data sets, checkpoints and results (not yet those of
---dataname arrays), and see that each is read or refused in one clear line.
+"""Feed damaged and hostile files to the readers of clips, arrays, data sets, checkpoints and results, and see that each
+is read or refused in one clear line.
 
     python benchmarks/fuzz.py [--files 10000] [--seed 1] [--only pth h5 …]
 
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from API import UserError
 from API.clips.reading import Clip, read_frames
-from API.datasets import human, kth, mmnist, taxibj
+from API.datasets import arrays, human, kth, mmnist, taxibj
 from API.run.checkpoint import load_checkpoint
 from API.run.files import read_arrays
 from API.run.recorder import read_records
@@ -53,6 +53,11 @@ def read_image_folder(path: Path) -> None:
     """A clip of one image."""
     for _ in read_frames(Clip(path.parent, path.name, images=(path,))):
         pass
+
+
+def read_whole_array(path: Path) -> None:
+    """All values, as --dataname arrays reads them."""
+    arrays.survey(path, None, None, "0", None, arrays.RESIZE)
 
 
 def start_from(path: Path) -> None:
@@ -82,6 +87,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "npy": read_clip, "yuv": read_clip, "idx.gz": mmnist.read_idx_images, "sequences.npy": mmnist.read_sequences,
     "npz": taxibj.read_npz, "predictions.npz": read_arrays, "h5": taxibj.read_h5, "pth": load_checkpoint,
     "release.pth": start_from, "bare.pth": start_from, "metrics.jsonl": read_records,
+    **dict.fromkeys(("array.npy", "array.npz", "array.h5", "array.nc"), read_whole_array),
     "safetensors": load_checkpoint, "kth.txt": kth.read_ranges, "human.txt": human.read_list,
 }  # fmt: skip
 
@@ -114,6 +120,7 @@ def worker(pipe, folder: Path, sound: dict[str, bytes], args: argparse.Namespace
         if number < start:
             continue
         path = folder / f"file.{kind}"
+        path.unlink(missing_ok=True)  # not in the place of the one before, which may still be open
         path.write_bytes(data)
         pipe.send((number, None))
         pipe.send((number, judge(path, kind)))

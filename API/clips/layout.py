@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from .. import UserError
+from ..run.files import DAMAGED, reason_of
 from .clip import BadClip
 
 GUESSES = {3: "THW", 5: "NTCHW"}  # what the axes are where no --layout says so
@@ -91,9 +92,13 @@ class Sequences:
         return self.resized(values)
 
     def raw(self, n: int, first: int, last: int) -> np.ndarray:
-        """As read, but NaN where values are missing, and of the array's own size unless that is cropped."""
+        """As read, but NaN where values are missing, and of the array's own size unless that is cropped. Raises
+        BadClip where they cannot be read."""
         places = dict(N=n, T=slice(first, last), H=self.rows, W=self.columns)
-        part = np.asarray(self.source[tuple(places.get(letter, slice(None)) for letter in self.letters)])
+        try:
+            part = np.asarray(self.source[tuple(places.get(letter, slice(None)) for letter in self.letters)])
+        except (OSError, *DAMAGED) as error:  # found only where it is read: a damaged block of h5, a disk's error
+            raise BadClip(f"{self.where}: cannot be read ({reason_of(error)})") from None
         axes = [letter for letter in self.letters if letter != "N"]
         part = part.transpose([axes.index(letter) for letter in "TCHW" if letter in axes])
         part = part if "C" in axes else part[:, None]

@@ -157,6 +157,8 @@ def usable(data_root: str | Path, how: tuple, length: int, C: int, skip_bad: boo
                 raise BadClip(f"{array.where}: has {array.C} channels, --in_shape asks for {C}")
             if length > array.F:
                 raise BadClip(f"{array.where}: has {array.F} frames, a window takes {length} (--in_shape, --out_shape)")
+            if skip_bad:  # all that is to be read of it can be
+                survey(clip.path, *how)
             good.append(clip)
         except BadClip as error:
             if not skip_bad:

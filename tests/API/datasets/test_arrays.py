@@ -161,6 +161,22 @@ def test_bad_files_stop_or_are_left_out_and_named(tmp_path):
     assert sorted(Path(reason.partition(":")[0]).name for reason in data.skipped) == ["bad.npy", "cut.npz", "short.npy"]
 
 
+def test_a_block_that_cannot_be_read_and_missing_values_are_bad_clips_too(tmp_path):
+    for k in range(4):
+        np.save(tmp_path / f"{k}.npy", SERIES + k)
+    np.save(tmp_path / "gaps.npy", np.where(SERIES > SERIES.mean(), np.nan, SERIES))
+    with h5py.File(tmp_path / "cut.h5", "w") as file:
+        values = file.create_dataset("x", data=SERIES, chunks=(10, 4, 4), compression="gzip")
+        at = values.id.get_chunk_info(2).byte_offset
+    with (tmp_path / "cut.h5").open("r+b") as file:
+        file.seek(at)
+        file.write(bytes(16))
+    with pytest.raises(BadClip, match=r"^\S*cut\.h5: x: cannot be read \(.*filter.*\)$"):
+        arrays.survey(tmp_path / "cut.h5", None, None, None, None, "crop")
+    data = datasets_of(tmp_path, skip_bad=True)["train"]
+    assert sorted(Path(reason.partition(":")[0]).name for reason in data.skipped) == ["cut.h5", "gaps.npy"]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_h5_files_are_read_in_data_processes_too(tmp_path, num_workers):
     with h5py.File(tmp_path / "a.h5", "w") as file:
