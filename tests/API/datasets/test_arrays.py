@@ -164,7 +164,7 @@ def test_bad_files_stop_or_are_left_out_and_named(tmp_path):
 def test_a_block_that_cannot_be_read_and_missing_values_are_bad_clips_too(tmp_path):
     for k in range(4):
         np.save(tmp_path / f"{k}.npy", SERIES + k)
-    np.save(tmp_path / "gaps.npy", np.where(SERIES > SERIES.mean(), np.nan, SERIES))
+    np.save(tmp_path / "gaps.npy", np.where(SERIES.mean() < SERIES, np.nan, SERIES))
     with h5py.File(tmp_path / "cut.h5", "w") as file:
         values = file.create_dataset("x", data=SERIES, chunks=(10, 4, 4), compression="gzip")
         at = values.id.get_chunk_info(2).byte_offset
