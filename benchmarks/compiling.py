@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from API.speed import accelerate
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, check_device, write_result
 from DFDNet import DFDNet
 
 
@@ -27,6 +27,7 @@ def run() -> None:
     parser.add_argument("--toy", action="store_true", help="a small model, and no code is generated")
     parser.add_argument("--output", type=Path, default=RESULTS / "compiling.json")
     args = parser.parse_args()
+    check_device(parser, args.device)
     shape = (4, 1, 32, 32) if args.toy else (10, 1, 64, 64)
     model = DFDNet(shape, shape, hid_S=4, layer_config=(0, 1, 0, 0)) if args.toy else DFDNet()
     model, example = model.to(args.device), torch.rand(args.batch_size, *shape).to(args.device)

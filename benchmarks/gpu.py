@@ -33,7 +33,7 @@ from API.datasets.mmnist import read_idx_images
 from API.datasets.moving import TEST, MovingDigits
 from API.evaluation.summary import training_bytes
 from API.run.checkpoint import digest, last_checkpoint
-from benchmarks.record import write_result
+from benchmarks.record import check_device, write_result
 
 REPO = Path(__file__).resolve().parents[1]
 BENCHMARKS, MAIN = REPO / "benchmarks", REPO / "main.py"
@@ -279,6 +279,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.out is None:
         parser.error("--out DIR is needed")
+    check_device(parser, args.device)
     measurement, failed = Measurement(args), []
     (measurement.out / "parts").mkdir(exist_ok=True)
     for name in args.only or PARTS:

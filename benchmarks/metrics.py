@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from API.evaluation.metrics import PROTOCOLS, Scores
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, check_device, write_result
 
 
 def run() -> None:
@@ -28,6 +28,7 @@ def run() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/metrics.json, metrics_cuda.json")
     args = parser.parse_args()
+    check_device(parser, args.device)
     device = torch.device(args.device)
     torch.manual_seed(1)
     future = torch.rand(args.batch_size, 10, 1, 64, 64, device=device)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from API.evaluation.summary import costs, work
 from API.presets import PRESETS
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, check_device, write_result
 from benchmarks.tau import TAU
 from core import MODEL_FLAGS
 from DFDNet import DFDNet
@@ -170,6 +170,7 @@ def read_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="time it, too (default: on a GPU)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/speed.json, speed_cuda.json on a GPU")
     args = parser.parse_args(argv)
+    check_device(parser, args.device)
     if "product" not in args.subjects:
         parser.error("--subjects: product must be among them")
     return args

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from data_roots import idx_file
 
-from benchmarks import gpu
+from benchmarks import gpu, speed
 
 
 def results(folder) -> dict:
@@ -25,6 +26,17 @@ def test_parts_are_done_once_and_written_as_they_come(tmp_path, capsys):
     assert "passed" in (tmp_path / "log.txt").read_text()
     assert gpu.run(flags) == 0
     assert capsys.readouterr().out.count("done before") == 2
+
+
+@pytest.mark.parametrize("run", [gpu.run, speed.run])
+def test_without_a_gpu_a_benchmark_of_one_ends_in_a_line(tmp_path, monkeypatch, capsys, run):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = ["--out", str(tmp_path)] if run is gpu.run else ["--device", "cuda"]
+    with pytest.raises(SystemExit) as end:
+        run(flags)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("error: --device cuda: PyTorch finds no GPU here")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_that_fails_is_told_and_tried_again_and_the_others_run(tmp_path, monkeypatch, capsys):
