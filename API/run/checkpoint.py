@@ -170,7 +170,7 @@ def on_host(value: object, gpus: set[torch.device]) -> object:
         return {key: on_host(item, gpus) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(on_host(item, gpus) for item in value)
-    return value
+    return value.item() if isinstance(value, np.generic) else value  # which a schedule with NumPy in it leaves behind
 
 
 def sync_folder(folder: Path) -> None:

@@ -228,6 +228,16 @@ def test_what_is_saved_is_a_copy_in_value_type_and_layout(tmp_path):
         assert not value.requires_grad
 
 
+def test_numbers_of_numpy_come_back_as_plain_ones(tmp_path):
+    """A schedule with NumPy in it leaves them in the optimizer's state."""
+    state = {"lr": np.float64(0.1), "groups": [{"lr": np.float32(0.5), "betas": (np.int64(2), True)}], "none": None}
+    with Saver() as saver:
+        saver.save(state, tmp_path / "last.pth")
+        saver.wait()
+    back = load_checkpoint(tmp_path / "last.pth")
+    assert back == {"lr": 0.1, "groups": [{"lr": 0.5, "betas": (2, True)}], "none": None}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_copies_from_a_gpu_are_pinned_wait_for_nothing_and_hold_the_values_of_their_step(tmp_path):
     busy, w = torch.randn(4096, 4096, device="cuda"), torch.zeros(2**22, device="cuda")
