@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from .recompute import replace_forward
 
 KEPT = ("mm", "addmm", "bmm", "convolution", "_fft_c2r", "all_reduce", "wait_tensor")  # expensive: kept for backward
+LIMIT = re.compile("FailOn(Recompile|Cache)LimitHit")  # what PyTorch raises: the newer and the older name
 
 
 def compile_blocks(
@@ -64,23 +66,32 @@ def compile_block(block: nn.Module, backend: str | Callable) -> None:
     def compiled(forward: Callable) -> Callable:
         code = torch.compile(functools.partial(keep_products, forward), backend=backend, dynamic=False, fullgraph=True)
 
-        def call(module: nn.Module, *inputs):
-            for x in inputs:
+        def call(module: nn.Module, *inputs, **named):
+            nonlocal code
+            for x in (*inputs, *named.values()):
                 if isinstance(x, Tensor):
                     torch._dynamo.maybe_mark_dynamic(x, 0)
-            return code(module, *inputs)
+            try:
+                return code(module, *inputs, **named)
+            except Exception as error:
+                if not LIMIT.fullmatch(type(error).__name__):
+                    raise
+                why = "does a number in it change? make it a tensor"
+                print(f"warning: {type(module).__name__} is compiled anew again and again ({why}), going on without")
+                code = forward
+                return forward(module, *inputs, **named)
 
         return call
 
     replace_forward(block, compiled)
 
 
-def keep_products(forward: Callable, module: nn.Module, *inputs):
-    """forward(module, *inputs), keeping for backward the results of matrix products, convolutions and filters; what is
+def keep_products(forward: Callable, module: nn.Module, *inputs, **named):
+    """forward(module, …), keeping for backward the results of matrix products, convolutions and filters; what is
     between them is cheap, and computed again. A compiler makes new values of what operators change in place."""
     if not torch.is_grad_enabled():
-        return forward(module, *inputs)
-    return checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=_contexts)
+        return forward(module, *inputs, **named)
+    return checkpoint(forward, module, *inputs, use_reentrant=False, context_fn=_contexts, **named)
 
 
 def _policy(ctx, operator, *args, **kwargs) -> CheckpointPolicy:

@@ -29,9 +29,9 @@ def replace_forward(block: nn.Module, change: Callable[[Callable], Callable]) ->
 def recomputed(forward: Callable) -> Callable:
     """forward, to be computed again in backward, with the buffers of the module as they were."""
 
-    def call(module: nn.Module, *inputs):
+    def call(module: nn.Module, *inputs, **named):
         if not torch.is_grad_enabled():
-            return forward(module, *inputs)
+            return forward(module, *inputs, **named)
         before = {buffer: buffer.detach().clone() for buffer in module.buffers()}
         before = [(part, name, before.get(buffer)) for part, name, buffer in places_of_buffers(module)]
         numbers = host_generators()
@@ -39,7 +39,7 @@ def recomputed(forward: Callable) -> Callable:
         # Random generators cannot be set back in a CUDA graph; where that matters, its first replay tells (graphs.py).
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         options = dict(use_reentrant=False, context_fn=contexts, preserve_rng_state=not capturing)
-        return checkpoint(forward, module, *inputs, **options)
+        return checkpoint(forward, module, *inputs, **options, **named)
 
     return call
 

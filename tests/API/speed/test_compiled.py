@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import batch, differences, needs_compiler, tiny, training_step
+from torch import nn
 
 from API.speed import accelerate
 
@@ -64,6 +65,34 @@ def test_where_compiling_fails_in_another_process_nothing_is_compiled_here():
     assert lines[-1] == "warning: compiling failed, going on without (in another process)"
     model(batch(torch.float32)[0])
     assert not any("forward" in vars(block) for block in model.blocks())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_number_that_changes_every_step_leaves_its_block_uncompiled_after_one_warning(capsys):
+    class Annealed(nn.Module):
+        width = 1.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(self.weight * x / self.width)
+
+    needs_compiler()
+    model, x = nn.Sequential(Annealed()), torch.linspace(-1, 1, 6).reshape(2, 3)
+    accelerate(model, list(model), compile=True, example=x, backend="eager")
+    with torch._dynamo.config.patch(cache_size_limit=4):
+        for step in range(6):
+            model[0].width = 1 / (1 + step)
+            model.zero_grad()
+            model(x).sum().backward()
+            passed = torch.sigmoid(2 * x * (1 + step))
+            assert model[0].weight.grad.item() == pytest.approx(
+                (passed * (1 - passed) * x * (1 + step)).sum().item(), abs=1e-6
+            )
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: Annealed is compiled anew again and again")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -79,6 +79,20 @@ def test_buffers_that_a_block_reads_and_changes_or_assigns_are_seen_as_they_were
     assert all(torch.equal(buffers[name], expected[name]) for name in expected)
 
 
+def test_a_block_may_be_called_with_names():
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor, *, gain: float = 1.0) -> torch.Tensor:
+            return torch.tanh(gain * super().forward(x))
+
+    block, x, gradients = Scaled(3, 3), torch.randn(2, 3), []
+    for _ in range(2):
+        block.zero_grad()
+        block(x, gain=0.5).sum().backward()
+        gradients.append(block.weight.grad.clone())
+        recompute_blocks([block])
+    assert torch.equal(*gradients)
+
+
 def test_only_inputs_are_kept():
     kept = []
     model, (past, _) = tiny(), batch()
