@@ -136,6 +136,37 @@ def test_what_runs_outside_of_autocast_keeps_its_weights():
     assert model.inside.weight.dtype == torch.bfloat16
 
 
+class Shared(nn.Module):
+    """A weight that is used under autocast and, not by its layer's own call, outside of it."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.inside = nn.Linear(8, 8)
+        self.outside = nn.Linear(8, 8)
+        if tied:
+            self.outside.weight = self.inside.weight
+        else:
+            del self.outside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inside(x)
+        with torch.autocast("cpu", enabled=False):
+            x = x.float()
+            return self.outside(x) if hasattr(self, "outside") else nn.functional.linear(x, self.inside.weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_weight_that_is_used_outside_of_autocast_too_stays_as_it_is(tied):
+    model, x = Shared(tied), torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(x)
+        (line,) = round_weights(model, x)
+        assert torch.equal(model(x), before)
+    assert line.startswith("warning: weights are not rounded to bfloat16: ")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_a_prepared_model_is_as_exact_as_before(precision, dtype):
