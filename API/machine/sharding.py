@@ -98,11 +98,18 @@ def _like(value: object, parameter: Tensor) -> object:
 
 
 def whole_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
-    """{"model", "optimizer"}: state dicts of whole tensors, the same with and without --shard."""
+    """{"model", "optimizer"}: state dicts of whole tensors, the same with and without --shard; "order": the names of
+    the optimizer's parameters, by which their moments are found again."""
     state = optimizer.state_dict()
     moments = {i: {name: _whole(v) for name, v in moment.items()} for i, moment in state["state"].items()}
     weights = {name: _whole(value) for name, value in model.state_dict().items()}
-    return {"model": weights, "optimizer": {**state, "state": moments}}
+    return {"model": weights, "optimizer": {**state, "state": moments}, "order": order(model, optimizer)}
+
+
+def order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the optimizer's parameters, in its order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names.get(parameter, "") for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def restore_states(model: nn.Module, optimizer: torch.optim.Optimizer, states: Mapping) -> None:
@@ -111,5 +118,9 @@ def restore_states(model: nn.Module, optimizer: torch.optim.Optimizer, states: M
     model.load_state_dict({name: _like(v, own[name]) if name in own else v for name, v in states["model"].items()})
     state = states["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = order(model, optimizer)
+    then = states.get("order", own)  # checkpoints of before have none
+    if sorted(then) == sorted(own) and len(set(own)) == len(own):  # a model whose lines were put in another order
+        state = {**state, "state": {own.index(then[i]): moment for i, moment in state["state"].items()}}
     moments = {i: {name: _like(v, parameters[i]) for name, v in moment.items()} for i, moment in state["state"].items()}
     optimizer.load_state_dict({**state, "state": moments})

@@ -14,6 +14,7 @@ from ..machine.sharding import restore_states, whole_states
 from .checkpoint import SaveEvery, Saver, random_states, restore_random_states
 from .guard import Guard
 from .interrupt import Interrupted, StopSignals
+from .weights import first_misfit
 
 PLACE = ("epoch", "step", "total", "skipped", "best", "lr", "lr_squares")
 
@@ -50,6 +51,8 @@ class TrainingState:
 
     def restore(self, state: Mapping) -> None:
         """Go on from a checkpoint. Raises UserError where it does not fit."""
+        if misfit := first_misfit(self.model.state_dict(), state.get("model", {})):
+            raise UserError(f"--resume: the checkpoint is not of this model: {misfit}")
         try:
             restore_states(self.model, self.optimizer, state)
             self.scheduler.load_state_dict(state["scheduler"])
