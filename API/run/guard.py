@@ -33,9 +33,8 @@ class Guard:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.on_device = all(group.get("fused") for group in optimizer.param_groups)
-        # What a bad batch spoils in the forward pass already: BatchNorm's running statistics.
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.statistics = [b for m in norms for b in m.buffers()] if mode == "skip" else []
+        # What a bad batch spoils in the forward pass already: running statistics.
+        self.statistics = list(model.buffers()) if mode == "skip" else []
         self.skipped = torch.tensor(float(skipped), device=self.device)
         self.waiting: tuple | None = None
 
