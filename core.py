@@ -259,12 +259,12 @@ def train_one_epoch(
     def forward_backward(past: Tensor, future: Tensor) -> Tensor:
         """(B, T, C, H, W), (B, T_out, C_out, H, W) -> the loss; its gradient is added to the parameters'."""
         loss = torch.zeros((), device=machine.device)
-        parts = list(zip(past.chunk(accumulate), future.chunk(accumulate)))
+        parts, whole = list(zip(past.chunk(accumulate), future.chunk(accumulate))), len(past)
         for past, future in parts:
             with without_exchange(model, skip=past is not parts[-1][0]):
                 with machine.autocast():
                     predicted = model(past)
-                part = criterion(predicted.to(future.dtype), future) / len(parts)
+                part = criterion(predicted.to(future.dtype), future) * (len(past) / whole)
                 part.backward()
             loss += part.detach()
         return loss

@@ -477,6 +477,21 @@ def test_a_batch_computed_in_parts_is_the_batch(start, tmp_path):
         main.run(["summary", "--dataname", "digits", "--accumulate", "3"])
 
 
+def test_every_sequence_of_a_short_batch_in_parts_counts_alike(tmp_path):
+    """With one past for all, and so one part for BatchNorm: three futures in parts of two and one."""
+    torch.manual_seed(0)
+    past, future = torch.rand(1, 4, 1, 32, 32).repeat(3, 1, 1, 1, 1), torch.rand(3, 4, 1, 32, 32)
+    weights = []
+    for parts in (1, 2):
+        torch.manual_seed(1)
+        model = DFDNet(**TINY).double()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        batch = [(past.double(), future.double())]
+        train_batches(model, batch, tmp_path, optimizer, torch.float64, grad_clip=1e-3, accumulate=parts)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert (weights[0] - weights[1]).norm() <= 1e-7 * weights[0].norm()
+
+
 def test_the_learning_rate_of_a_record_is_that_of_the_last_step(start):
     start("--epochs", "2")
     lr = [json.loads(line)["lr"] for line in (start.folder / "digits/metrics.jsonl").read_text().splitlines()]
