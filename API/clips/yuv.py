@@ -36,16 +36,29 @@ def yuv_clip(path: Path, name: str, size: Sequence[int] | None, depth: int | Non
         size = int(match[1]), int(match[2])
     size = None if size is None else (size[1], size[0])
     try:
-        return Clip(path, name, (), size, pixels or pixels_of(path, depth))
+        return Clip(path, name, (), size, agreed(path, pixels, depth) if pixels else pixels_of(path, depth))
     except BadClip as error:
         return Clip(path, name, (), size, problem=str(error))
+
+
+def agreed(path: Path, pixels: str, depth: int | None) -> str:
+    """pixels. Raises BadClip where they have another depth than is asked for."""
+    try:
+        bits = pyav().VideoFormat(pixels).components[0].bits
+    except ValueError:
+        return pixels  # read_yuv says so
+    if depth not in (None, bits):
+        raise BadClip(f"{path}: --yuv_format {pixels} has {bits} bits, --yuv_depth asks for {depth}; leave one out")
+    return pixels
 
 
 def pixels_of(path: Path, depth: int | None) -> str:
     """FFmpeg's name of the pixel format that the name of a file says. Raises BadClip where it says two."""
     stem, layouts = SIZE.sub(" ", path.stem.lower()), set()
-    depths = {int(bits) for bits in BITS.findall(stem)}
-    for word in re.split(r"[^a-z0-9]+", stem):
+    depths, words = {int(bits) for bits in BITS.findall(stem)}, re.split(r"[^a-z0-9]+", stem)
+    if {"422", "444"} & {*words} and not depths and "yuv" not in words:  # a layout, or the number of a clip
+        raise BadClip(f"{path}: does its name say a layout, or is it a number? {ASK}")
+    for word in words:
         if match := PLANAR.fullmatch(word):
             layouts.add(f"yuv{match[1]}p")
             depths |= {int(match[2])} if match[2] else set()

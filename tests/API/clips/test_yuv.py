@@ -71,6 +71,15 @@ def test_flags_win_over_the_name_and_serve_a_single_file_too(tmp_path):
         assert np.abs(np.stack(list(read_frames(clip))).astype(int) - np.stack(FRAMES)).mean() < 4
 
 
+def test_a_format_and_another_depth_are_a_line_and_the_same_depth_is_not(tmp_path):
+    files.write_yuv(tmp_path / "cam_64x48.yuv", FRAMES, 10)
+    (clip,) = find_clips(tmp_path, yuv_format="yuv420p", yuv_depth=10)
+    with pytest.raises(BadClip, match=r"--yuv_format yuv420p has 8 bits, --yuv_depth asks for 10; leave one out"):
+        list(read_frames(clip))
+    (clip,) = find_clips(tmp_path, yuv_format="yuv420p10le", yuv_depth=10)
+    assert len(list(read_frames(clip))) == len(FRAMES)
+
+
 ASKED_FOR = {
     "a": "does not say its size; give --yuv_size",
     "a_60x48": "no whole number of frames",
@@ -79,6 +88,7 @@ ASKED_FOR = {
     "a_64x48_yuv420p10_8bit": "its name says 10 and 8 and yuv420p; give --yuv_format",
     "a_64x48_yuv420p11": "yuv420p11le is not a layout that FFmpeg knows; give --yuv_format",
     "a_64x48_uyvy422_10bit": "is not a layout that FFmpeg knows; give --yuv_format",
+    "clip_422_64x48": "does its name say a layout, or is it a number? give --yuv_format",
     "a_63x48": "frames have sizes that are multiples of 2 and 2, not 63x48",
 }
 
