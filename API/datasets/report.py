@@ -22,7 +22,7 @@ def report(name: str, datasets: Mapping[str, Dataset]) -> str:
             past, future = data[int(index)]
             low = min(low, past.min().item(), future.min().item())
             high = max(high, past.max().item(), future.max().item())
-            means.append((past.mean().item() + future.mean().item()) / 2)
+            means.append((past.sum().item() + future.sum().item()) / (past.numel() + future.numel()))
         clips = getattr(data, "clips", None)
         source = f"{len(clips):,} clips of {len({f for c in clips for f in c.files()}):,} files, " if clips else ""
         kind = "sequences generated a pass" if getattr(data, "generated", False) else "windows"

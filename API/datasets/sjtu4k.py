@@ -4,6 +4,7 @@ No split is published. Ours, by clip, is data/sjtu4k/split.txt.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import UserError
@@ -45,10 +46,21 @@ def split_of(clip: Clip, split: dict[str, str]) -> str:
     return found
 
 
+def without_twins(clips: Sequence[Clip]) -> Sequence[Clip]:
+    """clips. Raises UserError where one is there twice, as a file and as a folder, or as two kinds of file."""
+    seen: dict[str, Clip] = {}
+    for clip in clips:
+        stem = clip.name if clip.images else re.sub(r"\.\w{2,4}$", "", clip.name)
+        key = re.sub(r"[_ -]*\d{2,5}x\d{2,5}[^/]*$", "", stem.lower())
+        if (other := seen.setdefault(key, clip)) is not clip:
+            raise UserError(f"{clip.path}: the same clip as {other.path}; keep one of them")
+    return clips
+
+
 def dataset(split, *, data_root, in_shape, out_shape, seed, **options) -> ClipWindows:
     """Windows over the clips of a split, resized to --in_shape."""
     root, listed = Path(data_root) / "sjtu4k", read_split()
-    clips = find_clips(root, *map(options.get, YUV))
+    clips = without_twins(find_clips(root, *map(options.get, YUV)))
     chosen = [clip for clip in clips if split_of(clip, listed) == split]
     if not chosen:
         raise UserError(f"{root}: none of its {len(clips)} clips is in the {split} split of {SPLIT}")

@@ -79,6 +79,11 @@ def from_npz(path: Path, split: str, T: int, T_out: int) -> Flows:
     return Flows(frames, windows, T, f"{path.name}, {split}")
 
 
+def text_of(stamp: bytes | int) -> str:
+    """A date as text, whether it is stored as text or as a number."""
+    return stamp.decode("ascii", "replace") if isinstance(stamp, bytes) else str(stamp)
+
+
 def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(taxis (N, 2, 32, 32) float32, half hours since the year 2000 (N)), sorted by time."""
     import h5py
@@ -95,7 +100,7 @@ def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise UserError(f"{path}: its data are {data.shape} {data.dtype}, expected (N, 2, 32, 32)")
             if data.size * 4 > MOST_BYTES or date.shape != data.shape[:1]:
                 raise UserError(f"{path}: {data.shape} data and {date.shape} dates do not belong together")
-            values, stamps = data[:].astype(np.float32), [bytes(stamp).decode("ascii", "replace") for stamp in date[:]]
+            values, stamps = data[:].astype(np.float32), [text_of(stamp) for stamp in date[:]]
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a sound h5 file ({str(error).splitlines()[0][:100]}): {HELP}") from None
     if not (np.isfinite(values).all() and values.min() >= 0):

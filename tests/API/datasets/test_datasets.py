@@ -153,6 +153,14 @@ def test_digits_that_are_trained_on_and_validate_are_found(tmp_path):
     assert "LEAK" in line
 
 
+def test_the_mean_is_of_all_frames_past_and_future_alike(tmp_path):
+    levels = np.array([0] * 11 + [255], np.uint8)[:, None, None]
+    for k in range(8):
+        np.save(tmp_path / f"{k}.npy", levels + np.zeros((1, 16, k + 8), np.uint8))
+    data = video.dataset("train", data_root=tmp_path, in_shape=(11, 1, 8, 8), out_shape=(1, 1, 8, 8), seed=1)
+    assert "mean 0.083, range 0.000 to 1.000" in report("video", {"train": data})
+
+
 def test_the_report_lists_the_clips_of_each_split_and_the_suspects(tmp_path):
     root = data_roots.videos(tmp_path)
     np.save(root / "array.npy", np.load(root / "array.npy").repeat(2, 0))

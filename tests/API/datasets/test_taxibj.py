@@ -37,6 +37,19 @@ def test_h5_windows_have_no_gap_and_the_last_four_weeks_test(tmp_path):
     assert whole - 2 * 7 <= len(datasets["train"]) + len(datasets["val"]) <= whole
 
 
+def test_dates_of_h5_may_be_numbers(tmp_path):
+    data_roots.taxi_h5(tmp_path)
+    before = taxibj.dataset("test", data_root=tmp_path, **SHAPES)
+    for path in (tmp_path / "taxibj").glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            dates = file["date"][:].astype(np.int64)
+            del file["date"]
+            file["date"] = dates
+    after = taxibj.dataset("test", data_root=tmp_path, **SHAPES)
+    assert np.array_equal(after.windows, before.windows)
+    assert np.array_equal(after.frames, before.frames)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
