@@ -65,9 +65,10 @@ class Predictor:
         future = future if video.ndim == 4 else future[..., 0]
         return future if video.dtype == np.uint8 else (future / 255).astype(video.dtype)
 
-    def prepare(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """(h, w, c) uint8 frames -> (frames, C, H, W) in [0, 1], of the model's size and colours, as in training."""
-        images = [fit(f, tuple(self.shape), self.resize, Path("frames"), self.interpolation) for f in frames]
+    def prepare(self, frames: Iterable[np.ndarray], where: Path = Path("frames")) -> Tensor:
+        """(h, w, c) uint8 frames -> (frames, C, H, W) in [0, 1], of the model's size and colours, as in training.
+        where: for messages."""
+        images = [fit(f, tuple(self.shape), self.resize, where, self.interpolation) for f in frames]
         return torch.from_numpy(np.stack(images)) / 255
 
     @torch.no_grad()
@@ -196,7 +197,7 @@ def predict_clip(clip: Clip, request: Request, predictor: Predictor, outputs: Ou
             yield frame
 
     for start, past, truth in windows(stream(), predictor.T, ahead, request.start, request.every):
-        predicted = predictor.ahead(predictor.prepare(past), ahead)
+        predicted = predictor.ahead(predictor.prepare(past, clip.path), ahead)
         frames, output = predictor.back(predicted, past[0].shape), outputs.path(clip, start)
         if request.side_by_side:
             frames = beside(past, truth, frames, captioned=output.suffix.lower() != ".npy")

@@ -8,6 +8,7 @@ file, and writes mnist_test_seq.npy there (782 MiB), never over another. It is t
 published one, and every result on it says so.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -44,9 +45,12 @@ def make(images: Path, output: Path, sequences: int = SEQUENCES) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     folder = Path(__file__).resolve().parent
     try:
         make(folder / "t10k-images-idx3-ubyte.gz", folder / "mnist_test_seq.npy")
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"mnist_test_seq.npy: generated, not the published set; md5 {md5_of(folder / 'mnist_test_seq.npy')}")

@@ -335,6 +335,12 @@ def test_a_folder_is_gone_through_to_its_end(predictor, tmp_path, skip_bad):
     assert any("c.npy: has 3 frames, a prediction from --start 0 takes 4" in line for line in told)
 
 
+def test_a_clip_of_other_channels_is_named(predictor, tmp_path):
+    np.save(tmp_path / "two.npy", np.zeros((8, 16, 24, 2), np.uint8))
+    with pytest.raises(UserError, match=r"/two\.npy: has 2 channels"):
+        run(Request(tmp_path / "two.npy", tmp_path / "out.npy"), predictor)
+
+
 def test_a_folder_in_which_nothing_can_be_predicted_is_a_mistake(predictor, tmp_path):
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", np.zeros((3, 16, 24), np.uint8))
