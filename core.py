@@ -32,7 +32,14 @@ from API.machine.device import Machine, choose_device, choose_precision, free_me
 from API.machine.distributed import synchronise_norms
 from API.machine.sharding import distribute, gathered, without_exchange
 from API.run.checkpoint import load_checkpoint
-from API.run.flags import ARRAY_FLAGS, FIXED_FLAGS, refuse_changed_flags, sequences_at_once, settle_flags
+from API.run.flags import (
+    ARRAY_FLAGS,
+    FIXED_FLAGS,
+    describe_changes,
+    refuse_changed_flags,
+    sequences_at_once,
+    settle_flags,
+)
 from API.run.guard import Guard, gradient_norm
 from API.run.pace import Pace
 from API.run.progress import follow
@@ -138,6 +145,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     folder, datasets = Path(config.res_dir) / config.ex_name, {name: data.dataset for name, data in loaders.items()}
     earlier = folder if state is not None else run_of(Path(config.init)) if config.init else None
     clips, told = settle_splits(earlier, datasets)
+    told += describe_changes(vars(config), (state or {}).get("config") or {})
     best = folder / "checkpoints/best.pth"
     frame = config.out_shape[2:]
     lpips = find_lpips(config.lpips, config.lpips_weights, machine.device, frame)  # missing weights show up now, too

@@ -238,6 +238,12 @@ def test_resuming_with_other_model_flags_is_refused(start):
         main.run(["--dataname", "digits", "--resume", "--hid_S", "16", "--device", "cpu"])
 
 
+def test_what_helps_past_bad_gradients_may_change_under_resume_and_the_log_says_so(start):
+    start("--epochs", "1")
+    main.run(["--dataname", "digits", "--resume", "--grad_clip", "1", "--device", "cpu"])
+    assert "--grad_clip is 1.0 from here on, and was None" in (start.folder / "digits/log.txt").read_text()
+
+
 def test_a_second_run_of_the_same_name_is_refused_and_overwrite_allows_it(start):
     start("--epochs", "1")
     before = (start.folder / "digits/checkpoints/last.pth").read_bytes()

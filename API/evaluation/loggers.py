@@ -49,7 +49,7 @@ class TensorBoard:
         except ImportError:
             raise missing("tensorboard", "tensorboard") from None
         self.flags = {name: v if isinstance(v, (bool, int, float)) else str(v) for name, v in flags.items()}
-        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=epoch + 1 if epoch else None)
+        self.writer = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=epoch + 1)
 
     def epoch(self, epoch: int, numbers: Mapping[str, float], picture: np.ndarray | None) -> None:
         for name, value in numbers.items():

@@ -24,6 +24,8 @@ FIXED_FLAGS = (
     "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
     "noise", *ARRAY_FLAGS,
 )  # fmt: skip
+# What may change under it to get past gradients that are not finite; the log says so.
+CHANGEABLE_FLAGS = ("grad_clip", "on_nonfinite", "precision")
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
     "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
@@ -155,6 +157,12 @@ def refuse_changed_flags(now: Mapping, then: Mapping, flags: Sequence[str]) -> N
         if flag in then and now[flag] != then[flag]:
             was = f"this run has {then[flag]}; leave it so to --resume"
             raise UserError(f"--{flag} {now[flag]}: {was}, or start another --ex_name, with --init from its weights")
+
+
+def describe_changes(now: Mapping, then: Mapping) -> list[str]:
+    """A line for each of CHANGEABLE_FLAGS that is another now."""
+    changed = [flag for flag in CHANGEABLE_FLAGS if flag in then and now[flag] != then[flag]]
+    return [f"--{flag} is {now[flag]} from here on, and was {then[flag]}" for flag in changed]
 
 
 def sequences_at_once(config: Config, processes: int) -> int:

@@ -8,7 +8,7 @@ import torch
 
 import main
 from API.evaluation import loggers
-from API.evaluation.loggers import Loggers
+from API.evaluation.loggers import Loggers, TensorBoard
 
 RECORD = dict(epoch=1, train_loss=3.0, val_loss=2.0, val_mse=5.0, val_ssim=0.5, lr=0.1, waiting=0.2)
 RECORD |= {"filter": [{"stage": 1, "removed": 0.3, "threshold_moved": 0.01}]}
@@ -37,6 +37,20 @@ def test_tensorboard_groups_its_numbers_and_has_flags_and_test_scores(tmp_path):
     assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == pytest.approx(EXPECTED)
     assert len(events.Tags()["images"]) == 1
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+@pytest.mark.parametrize(("done", "values"), [(0, [9.0, 9.0, 9.0]), (1, [1.0, 9.0, 9.0])])
+def test_tensorboard_hides_the_epochs_that_a_resumed_run_does_again(tmp_path, done, values):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last, value in ((0, 2, 1.0), (done, 3, 9.0)):
+        board = TensorBoard(tmp_path, first, {})
+        for epoch in range(first, last):
+            board.epoch(epoch + 1, {"loss/train": value}, None)
+        board.writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/train")] == list(zip((1, 2, 3), values))
 
 
 @pytest.fixture
