@@ -1,5 +1,6 @@
 """An array whose axes are named by letters -> frames (T, C, H, W), a few at a time, with nothing missing."""
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +8,13 @@ import cv2
 import numpy as np
 
 from .. import UserError
-from ..run.files import DAMAGED, reason_of
+from ..run.files import reason_of
 from .clip import BadClip
 
 GUESSES = {3: "THW", 5: "NTCHW"}  # what the axes are where no --layout says so
 PREVIOUS = "previous"
+# What h5py and the codecs of zarr raise where a block of a file that could be opened turns out to be damaged.
+READING = (OSError, RuntimeError, ValueError, EOFError, zlib.error)
 
 
 def check_layout(layout: str) -> str:
@@ -97,7 +100,7 @@ class Sequences:
         places = dict(N=n, T=slice(first, last), H=self.rows, W=self.columns)
         try:
             part = np.asarray(self.source[tuple(places.get(letter, slice(None)) for letter in self.letters)])
-        except (OSError, *DAMAGED) as error:  # found only where it is read: a damaged block of h5, a disk's error
+        except READING as error:
             raise BadClip(f"{self.where}: cannot be read ({reason_of(error)})") from None
         axes = [letter for letter in self.letters if letter != "N"]
         part = part.transpose([axes.index(letter) for letter in "TCHW" if letter in axes])

@@ -14,6 +14,7 @@ from ..clips.windows import ClipWindows, cache_of, sliding_windows
 
 SPLIT = Path(__file__).parents[2] / "data/sjtu4k/split.txt"
 RESIZE, INTERPOLATION = "stretch", None
+RAW = re.compile(r"[_ -]*\d{2,5}x\d{2,5}([_ -]*(\d+ ?(bits?|fps)|yuv\w*))*$")  # at the end of the names of raw files
 YUV = ("yuv_size", "yuv_depth", "yuv_format")
 OPTIONS = ("cache_dir", "no_cache", "skip_bad", "resize", "stride", *YUV)
 
@@ -51,7 +52,7 @@ def without_twins(clips: Sequence[Clip]) -> Sequence[Clip]:
     seen: dict[str, Clip] = {}
     for clip in clips:
         stem = clip.name if clip.images else re.sub(r"\.\w{2,4}$", "", clip.name)
-        key = re.sub(r"[_ -]*\d{2,5}x\d{2,5}[^/]*$", "", stem.lower())
+        key = RAW.sub("", stem.lower())
         if (other := seen.setdefault(key, clip)) is not clip:
             raise UserError(f"{clip.path}: the same clip as {other.path}; keep one of them")
     return clips

@@ -38,13 +38,14 @@ def test_splits_all_fifteen_clips():
     assert set(split.values()) == set(SPLITS)
 
 
-@pytest.mark.parametrize("twin", ["Rush_Hour_64x48.yuv", "Rush Hour.mp4"])
+@pytest.mark.parametrize("twin", ["Rush_Hour_64x48.yuv", "Rush_Hour_64x48_8bit_YUV420p.yuv", "Rush Hour.mp4"])
 def test_a_clip_that_is_there_twice_is_refused(tmp_path, twin):
     write = files.write_yuv if twin.endswith("yuv") else files.write_video
     write(tmp_path / "sjtu4k" / twin, files.pictures(9))
     for part in (1, 2):  # of one clip, cut in two
         files.write_video(tmp_path / f"sjtu4k/Marathon {part}.mp4", files.pictures(9, seed=part))
-    assert len(sjtu4k.dataset("train", data_root=tmp_path, **SHAPES).clips) == 2
+        files.write_yuv(tmp_path / f"sjtu4k/Marathon_64x48_part{part}.yuv", files.pictures(9, seed=part))
+    assert len(sjtu4k.dataset("train", data_root=tmp_path, **SHAPES).clips) == 4
     files.write_images(tmp_path / "sjtu4k" / twin.partition("_64")[0].partition(".")[0], files.pictures(9))
     with pytest.raises(UserError, match=r"the same clip as .*; keep one of them$"):
         sjtu4k.dataset("train", data_root=tmp_path, **SHAPES)
