@@ -43,11 +43,13 @@ def yuv_clip(path: Path, name: str, size: Sequence[int] | None, depth: int | Non
 
 def agreed(path: Path, pixels: str, depth: int | None) -> str:
     """pixels. Raises BadClip where they have another depth than is asked for."""
+    if depth is None:
+        return pixels
     try:
         bits = pyav().VideoFormat(pixels).components[0].bits
     except ValueError:
         return pixels  # read_yuv says so
-    if depth not in (None, bits):
+    if depth != bits:
         raise BadClip(f"{path}: --yuv_format {pixels} has {bits} bits, --yuv_depth asks for {depth}; leave one out")
     return pixels
 
