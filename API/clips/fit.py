@@ -13,7 +13,7 @@ INTERPOLATIONS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic
 def fit(
     frame: np.ndarray, shape: tuple[int, int, int], resize: str, where: Path, interpolation: str | None = None
 ) -> np.ndarray:
-    """(h, w, c) uint8 -> (C, H, W) uint8: colours to grey or grey to colours, then resized. BadClip names `where`.
+    """(h, w, c) uint8 or float32 -> (C, H, W): colours to grey or grey to colours, then resized. BadClip names `where`.
 
     resize: "crop" keeps the aspect ratio and cuts off what is too much, evenly on both sides; "stretch" does not.
     interpolation: "area", "bilinear" or "bicubic", as OpenCV computes them; None: area to shrink, bilinear to enlarge.

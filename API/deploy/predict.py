@@ -60,16 +60,15 @@ class Predictor:
             raise ValueError("expected uint8, or floats in [0, 1]")
         past = video[-self.T :] if video.ndim == 4 else video[-self.T :, ..., None]
         if past.dtype != np.uint8:
-            past = (past * 255).round().astype(np.uint8)
-        future = self.back(self.ahead(self.prepare(past), frames or self.frames), past[0].shape)
-        future = future if video.ndim == 4 else future[..., 0]
-        return future if video.dtype == np.uint8 else (future / 255).astype(video.dtype)
+            past = past.astype(np.float32)  # what OpenCV resizes
+        future = self.back(self.ahead(self.prepare(past), frames or self.frames), past[0].shape, past.dtype)
+        return (future if video.ndim == 4 else future[..., 0]).astype(video.dtype)
 
     def prepare(self, frames: Iterable[np.ndarray], where: Path = Path("frames")) -> Tensor:
-        """(h, w, c) uint8 frames -> (frames, C, H, W) in [0, 1], of the model's size and colours, as in training.
-        where: for messages."""
-        images = [fit(f, tuple(self.shape), self.resize, where, self.interpolation) for f in frames]
-        return torch.from_numpy(np.stack(images)) / 255
+        """(h, w, c) frames, uint8 or float32 in [0, 1] -> (frames, C, H, W) in [0, 1], of the model's size and colours,
+        as in training. where: for messages."""
+        images = np.stack([fit(f, tuple(self.shape), self.resize, where, self.interpolation) for f in frames])
+        return torch.from_numpy(images) / (255 if images.dtype == np.uint8 else 1)
 
     @torch.no_grad()
     def ahead(self, past: Tensor, frames: int) -> Tensor:
@@ -84,11 +83,13 @@ class Predictor:
             past = torch.cat([past, future[-1]], 1)[:, -self.T :] if self.C_out == past.shape[2] else past
         return torch.cat(future, 1)[0, :frames].cpu()
 
-    def back(self, future: Tensor, shape: Sequence[int]) -> np.ndarray:
-        """(frames, C, H, W) -> (frames, h, w, c) uint8 of the given size and channels, clipped to [0, 1] before."""
+    def back(self, future: Tensor, shape: Sequence[int], dtype: np.typing.DTypeLike = np.uint8) -> np.ndarray:
+        """(frames, C, H, W) -> (frames, h, w, c) of this size, uint8 or float32, clipped to [0, 1] before."""
         h, w, c = shape
-        images = (future.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        out = np.full((len(images), h, w, c), GREY, np.uint8)
+        images, grey = future.clamp(0, 1).permute(0, 2, 3, 1).numpy(), GREY / 255
+        if dtype == np.uint8:
+            images, grey = (images * 255).round().astype(np.uint8), GREY
+        out = np.full((len(images), h, w, c), grey, dtype)
         for frame, image in zip(out, images):
             part = centre(frame, *image.shape[:2]) if self.resize == "crop" else frame
             if image.shape[:2] != part.shape[:2]:

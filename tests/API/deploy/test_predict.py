@@ -56,7 +56,17 @@ def test_arrays_come_back_in_the_kind_and_size_that_they_came_in(predictor, kind
     assert future.dtype == video.dtype
     assert future.shape == (5, *video.shape[1:])
     expected = np.array([0.3] * 4 + [0.4]) * (255 if kind != "float" else 1)
-    assert np.allclose(future.reshape(5, -1).mean(1), expected, atol=1 if kind != "float" else 0.005)
+    assert np.allclose(future.reshape(5, -1).mean(1), expected, atol=1 if kind != "float" else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_are_not_rounded_to_256_levels(predictor, dtype):
+    video = np.random.default_rng(1).random((4, 16, 24)).astype(dtype) * dtype(0.5)
+    future = predictor(video)
+    assert future.dtype == dtype
+    assert np.allclose(future, video + 0.1, rtol=0, atol=max(1e-6, np.finfo(dtype).eps))
+    colour = predictor(np.stack([video, video, video], -1))  # to grey and back
+    assert np.allclose(colour, (video + 0.1)[..., None], rtol=0, atol=max(1e-6, np.finfo(dtype).eps))
 
 
 def test_too_short_or_wrong_arrays_are_refused(predictor):
