@@ -34,6 +34,7 @@ DIGITS = "--dataname digits --precision fp32 --epochs "
 BEFORE = " --layer_config 1 1 1 1 --groups 2 --segments 4 8 --lr 1e-2"  # the preset before "small" was answered
 WIDE = "--layer_config 0 0 0 4 --groups 1"  # all DFDBs at the deepest level, as the peers have theirs
 LAST_TWO = "--layer_config 0 0 4 4 --groups 4 --segments 2 4"
+THIRD = "--layer_config 0 0 8 0 --groups 2 --segments 3 6 --hid_S 6"  # of the third stage, what costs as much
 SMALL = WIDE + " --segments 4 8 --hid_S 8 --batch_size 4 --lr 5e-3"
 
 FILTERS = (
@@ -74,6 +75,7 @@ STUDIES = {
             Variant("deep 4 wide, lr 5e-3, segments 2 4", WIDE + " --lr 5e-3 --segments 2 4"),
             Variant("deep 4 wide, lr 5e-3, squared error", WIDE + " --lr 5e-3", ["mse"]),
             Variant("last two stages, a quarter wide, segments 2 4, lr 5e-3", LAST_TWO + " --lr 5e-3"),
+            Variant("third stage 8, half as wide, hid_S 6, lr 5e-3", THIRD + " --lr 5e-3"),
             Variant("before"),
         ],
     ),
