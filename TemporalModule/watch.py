@@ -119,26 +119,29 @@ def filters_as(model: nn.Module, mode: str) -> Iterator[None]:
 def spectra(model: nn.Module, past: Tensor) -> dict[str, dict]:
     """What every filter does to the features of past (B, T, C, H, W): {module name: {"before", "after"}}.
 
-    before, after: mean amplitude of every frequency bin, (L // 2 + 1) each, over batch and signals, in the units of the
-    thresholds; further "cutoff" (the first bin that can be removed), "threshold" (segments, positions), and "removed"
-    and "energy_removed", fractions of the high bins and of all energy.
+    before, after: mean amplitude of every frequency bin, (L // 2 + 1) each, over batch, signals and calls, in the units
+    of the thresholds; further "cutoff" (the first bin that can be removed), "threshold" (segments, positions), and
+    "removed" and "energy_removed", fractions of the high bins and of all energy.
     """
-    found = {}
+    calls: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def note(name: str, module: ThresholdFilter, x: Tensor) -> None:
         low, high = module.spectrum(x)
         filtered = high * module.gate(high).unsqueeze(-1)
         before, after = (torch.cat([low, part], 2).square().sum(-1).sqrt().mean((0, 1)) for part in (high, filtered))
-        bins, energy = removed(module, x).tolist()
-        found[name] = {
-            "before": before.cpu(),
-            "after": after.cpu(),
-            "cutoff": module.cutoff,
-            "threshold": module.threshold.detach().cpu(),
-            "removed": bins,
-            "energy_removed": energy,
-        }
+        calls.setdefault(name, []).append((before, after, removed(module, x)))
 
     with watching(model, note):
         model(past)
+    found, filters = {}, filters_of(model)
+    for name, noted in calls.items():
+        before, after, (bins, energy) = (torch.stack(each).mean(0).cpu() for each in zip(*noted))
+        found[name] = {
+            "before": before,
+            "after": after,
+            "cutoff": filters[name].cutoff,
+            "threshold": filters[name].threshold.detach().cpu(),
+            "removed": bins.item(),
+            "energy_removed": energy.item(),
+        }
     return found

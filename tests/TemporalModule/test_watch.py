@@ -5,7 +5,7 @@ import torch
 from models import tiny
 
 from TemporalModule.filter import ThresholdFilter
-from TemporalModule.watch import filter_report, filter_statistics, filters_as, filters_of, removed
+from TemporalModule.watch import filter_report, filter_statistics, filters_as, filters_of, removed, spectra
 
 
 def test_noise_moves_a_parameter_as_far_as_the_report_assumes():
@@ -121,3 +121,14 @@ def test_a_gate_that_one_filter_has_of_its_own_comes_back():
     with filters_as(model, "off"):
         assert not torch.equal(model(past), learned)
     assert torch.equal(model(past), learned)
+
+
+def test_spectra_are_of_every_call_of_a_filter():
+    """Of a model that predicts twice as many frames as it takes, in two calls."""
+    model, past = tiny(out_shape=(8, 1, 32, 32)).eval(), torch.rand(2, 4, 1, 32, 32, dtype=torch.float64)
+    first = spectra(tiny().eval(), past)
+    with torch.no_grad():
+        second = spectra(tiny().eval(), tiny().eval()(past))
+    for name, found in spectra(model, past).items():
+        for key in ("before", "after", "removed", "energy_removed"):
+            assert found[key] == pytest.approx((first[name][key] + second[name][key]) / 2)
