@@ -75,7 +75,10 @@ def upload(folder: Path, name: str) -> str:
     repo, branch = repository(name)
     with asking(f"--output {name}"):
         api = HfApi()
-        api.create_repo(repo, exist_ok=True)
+        if branch in (None, "main"):
+            api.create_repo(repo, exist_ok=True)
+        else:  # is there, or that is refused before anything is made
+            api.repo_info(repo, revision=branch)
         commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=branch, commit_message="Export")
     return commit.commit_url
 

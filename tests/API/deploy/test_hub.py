@@ -271,7 +271,8 @@ from API import UserError
 from API.deploy.hub import local, upload
 Path("up").mkdir(exist_ok=True)
 Path("up/config.json").write_text("{}")
-for ask in (*(lambda name=name: local(f"hf://{name}") for name in NAMES), lambda: upload(Path("up"), "hf://me/new")):
+to = [lambda name=name: upload(Path("up"), f"hf://me/{name}") for name in ("new", "other@dev")]
+for ask in (*(lambda name=name: local(f"hf://{name}") for name in NAMES), *to):
     try:
         print(ask())
     except UserError as error:
@@ -288,14 +289,18 @@ def test_what_the_hub_refuses_is_one_line_that_names_the_model(tmp_path):
         environment = hub.environment(tmp_path)
         told = python(ASK.replace("NAMES", repr(names)), environment, tmp_path)
         offline = python(ASK.replace("NAMES", "['me/model']"), environment | {"HF_HUB_OFFLINE": "1"}, tmp_path)
+        python(ASK.replace("NAMES", "[]"), environment | {"HF_TOKEN": TOKEN}, tmp_path)
+        assert hub.repos.keys() == {"me/model", "me/new"}  # none is made for the branch of another
     away = python(ASK.replace("NAMES", "['me/model']"), environment, tmp_path)
-    assert len(told) == len(names) + 1
+    assert len(told) == len(names) + 2
     for line, (name, words) in zip(told, REFUSALS.items()):
         assert line.startswith(f"hf://{name}: {words}")
-    assert told[-1].startswith("--output hf://me/new: needs a valid token; set HF_TOKEN")
-    assert [line.partition(": ")[0] for line in offline] == ["hf://me/model", "--output hf://me/new"]
+    assert told[-2].startswith("--output hf://me/new: needs a valid token; set HF_TOKEN")
+    assert told[-1].startswith("--output hf://me/other@dev: there is no such repository")
+    outputs = ["--output hf://me/new", "--output hf://me/other@dev"]
+    assert [line.partition(": ")[0] for line in offline] == ["hf://me/model", *outputs]
     assert all("HF_HUB_OFFLINE is set" in line for line in offline)
     assert [line.partition(": cannot reach http://127.0.0.1:")[0] for line in away] == [
         "hf://me/model",
-        "--output hf://me/new",
+        *outputs,
     ]
