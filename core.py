@@ -31,7 +31,7 @@ from API.evaluation.test_set import evaluate
 from API.machine.device import Machine, choose_device, choose_precision, free_memory, prepare
 from API.machine.distributed import synchronise_norms
 from API.machine.sharding import distribute, gathered, without_exchange
-from API.run.checkpoint import load_checkpoint
+from API.run.checkpoint import load_checkpoint, random_states, restore_random_states
 from API.run.flags import (
     ARRAY_FLAGS,
     FIXED_FLAGS,
@@ -342,14 +342,22 @@ def trained(config: Config, state: Mapping, machine: Machine, exact: bool = Fals
     return model
 
 
-def load_predictor(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
-    """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one."""
-    given = dict(ckpt=checkpoint, mode="predict", device=device, precision=precision, gpu=0, timeout=10.0)
+def load_predictor(
+    checkpoint: str | Path, device: str = "auto", precision: str | None = None, gpu: int = 0
+) -> Predictor:
+    """For notebooks: load_predictor("best.pth")(video, frames=20) -> the next 20 frames, an array as video is one.
+
+    device, precision, gpu: as the flags; precision None is the checkpoint's. Random generators stay as they are.
+    """
+    given = dict(ckpt=checkpoint, mode="predict", device=device, gpu=gpu, timeout=10.0)
+    given |= {} if precision is None else {"precision": precision}
     defaults = {name: flag.default for name, flag in inspect.signature(DFDNet).parameters.items()}
     defaults |= dict.fromkeys(("deterministic", "plain", "compile", "graphs"), False)  # as main.py has them
-    defaults |= dict(seed=1, dataname="mmnist")
-    config, state = settle_flags(defaults, given, checkpoint)
-    return predictor_of(config, state)
+    defaults |= dict(seed=1, dataname="mmnist", precision="auto")
+    before = random_states()
+    predictor = predictor_of(*settle_flags(defaults, given, checkpoint))
+    restore_random_states(before)
+    return predictor
 
 
 def predictor_of(config: Config, state: Mapping) -> Predictor:
@@ -412,9 +420,8 @@ def explain(config: Config, state: Mapping) -> None:
     for mode in FILTER_MODES:
         with filters_as(model, mode), machine.autocast():
             predicted[mode] = model(past).float()
-    found = spectra(model, past)
-    removed = {name: torch.tensor([one["removed"], one["energy_removed"]]) for name, one in found.items()}
-    notes = {name: [numbers.to(machine.device)] for name, numbers in removed.items()}
+    with filter_statistics(model) as notes, machine.autocast():
+        found = spectra(model, past)
     stages = filter_report(model, notes, state.get("lr_squares", math.nan))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
     recorder.log(draw_filters(found, stages, past, future, predicted, recorder, config.stage, config.block))

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import UserError
 from ..clips.arrays import find_arrays, open_arrays
 from ..clips.clip import BadClip, Clip
-from ..clips.layout import Sequences
+from ..clips.layout import GUESSES, Sequences
 from ..clips.scale import Scale
 from ..clips.writing import write_clip
 from ..evaluation.colours import as_image, bars
@@ -64,11 +64,12 @@ class ArrayPredictor(Predictor):
     def __call__(self, video: np.ndarray, frames: int | None = None) -> np.ndarray:
         """An array in the layout, with or without its N, at least T frames long, of which the last T count -> the next
         `frames`, by default as many as in training, as floats. Raises UserError for arrays of another kind."""
-        video, layout = np.asarray(video), self.options.get("layout")
+        video = np.asarray(video)
+        layout = self.options.get("layout") or GUESSES.get(video.ndim) or GUESSES.get(video.ndim + 1)
         if layout and "N" in layout.upper() and video.ndim == len(layout) - 1:
             layout = layout.upper().replace("N", "")
         array = self.check(Sequences(video, "array", **self.options | {"layout": layout}))
-        return array.laid_out(self.predict(array, array.F - self.T, frames or self.frames)[1])
+        return array.laid_out(self.predict(array, array.F - self.T, frames)[1])
 
     def open(self, path: Path) -> Sequences:
         """The sequences in a file."""
@@ -84,7 +85,7 @@ class ArrayPredictor(Predictor):
             raise BadClip(f"{array.where}: has {array.F} frames, a prediction takes {self.T}")
         return array
 
-    def predict(self, array: Sequences, first: int, frames: int) -> tuple[Tensor, np.ndarray]:
+    def predict(self, array: Sequences, first: int, frames: int | None = None) -> tuple[Tensor, np.ndarray]:
         """From the T frames from `first` on of every sequence: (what the model says, (N, frames, C_out, H, W); in the
         array's units and size, (N, frames, C_out, h, w))."""
         units, values = [], []

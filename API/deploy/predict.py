@@ -54,14 +54,14 @@ class Predictor:
         frames: how many, by default as many as in training. Raises ValueError for too few frames or another kind.
         """
         video = np.asarray(video)
-        if video.ndim not in (3, 4) or len(video) < self.T:
+        if video.ndim not in (3, 4) or len(video) < self.T or 0 in video.shape:
             raise ValueError(f"expected at least {self.T} frames (F, H, W) or (F, H, W, C), found {video.shape}")
         if video.dtype != np.uint8 and (video.dtype.kind != "f" or not 0 <= video.min() <= video.max() <= 1):
             raise ValueError("expected uint8, or floats in [0, 1]")
         past = video[-self.T :] if video.ndim == 4 else video[-self.T :, ..., None]
         if past.dtype != np.uint8:
             past = past.astype(np.float32)  # what OpenCV resizes
-        future = self.back(self.ahead(self.prepare(past), frames or self.frames), past[0].shape, past.dtype)
+        future = self.back(self.ahead(self.prepare(past), frames), past[0].shape, past.dtype)
         return (future if video.ndim == 4 else future[..., 0]).astype(video.dtype)
 
     def prepare(self, frames: Iterable[np.ndarray], where: Path = Path("frames")) -> Tensor:
@@ -71,8 +71,11 @@ class Predictor:
         return torch.from_numpy(images) / (255 if images.dtype == np.uint8 else 1)
 
     @torch.no_grad()
-    def ahead(self, past: Tensor, frames: int) -> Tensor:
+    def ahead(self, past: Tensor, frames: int | None = None) -> Tensor:
         """(T, C, H, W) -> (frames, C_out, H, W), float32 on the CPU, as the model gives them: they may leave [0, 1]."""
+        frames = self.frames if frames is None else frames
+        if frames < 1:
+            raise ValueError(f"frames: expected at least 1, found {frames}")
         if frames > self.frames and self.C_out != past.shape[1]:
             channels = f"{past.shape[1]} to {self.C_out} channels"
             raise UserError(f"--frames {frames}: a model from {channels} cannot go on from its own {self.frames}")

@@ -16,6 +16,7 @@ from ..speed.memory import keep_freed_memory
 from .distributed import World
 from .processes import processes
 
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # Parts of messages. PyTorch's own allocator raises OutOfMemoryError; these are of libraries that allocate beside it.
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
@@ -48,6 +49,8 @@ def choose_device(name: str, gpu: int = 0) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if name not in there:
+        raise UserError(f"--device {name}: is one of auto, {', '.join(there)}; --gpu says which of many")
     if not there[name]:
         raise UserError(f"--device {name}: PyTorch finds none here; --device auto takes what there is")
     if name == "cuda" and gpu >= torch.cuda.device_count():
@@ -57,6 +60,8 @@ def choose_device(name: str, gpu: int = 0) -> torch.device:
 
 def choose_precision(name: str, device: torch.device) -> str:
     """--precision: auto is bfloat16 where the hardware multiplies it natively, else float32."""
+    if name not in PRECISIONS:
+        raise UserError(f"--precision {name}: is one of {', '.join(PRECISIONS)}")
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -38,6 +38,8 @@ def test_an_array_may_lack_the_axis_of_sequences():
     ours = predictor(layout="NTHW")
     assert np.allclose(ours(batch)[0], ours(FIELD), equal_nan=True)
     assert ours(batch).shape == (2, 4, 17, 26)
+    sequences = batch[:, :, None]  # N T C H W, which needs no layout
+    assert np.allclose(predictor()(sequences)[0], predictor()(sequences[0]), equal_nan=True)
 
 
 def test_a_file_gives_a_file_of_its_layout_with_every_sequence(tmp_path):

@@ -188,6 +188,20 @@ def test_a_notebook_predicts_in_three_lines(run):
     assert abs(future[:4] - expected.clamp(0, 1).numpy()).max() < 1e-4
 
 
+def test_a_notebook_s_predictor_takes_the_checkpoint_s_precision_and_leaves_random_generators(run, monkeypatch):
+    checkpoint = run / "results/digits/checkpoints/best.pth"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)  # "auto" is bfloat16
+    torch.manual_seed(5)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert core.load_predictor(checkpoint, "cpu").machine.precision == "fp32"  # as the run was told
+    assert torch.equal(torch.rand(3), drawn)
+    with pytest.raises(UserError, match="--device cuda:0: is one of auto, cpu, cuda, mps; --gpu says which"):
+        core.load_predictor(checkpoint, "cuda:0")
+    with pytest.raises(UserError, match="--precision fp16: is one of auto, fp32, tf32, bf16"):
+        core.load_predictor(checkpoint, "cpu", "fp16")
+
+
 def test_predict_mode_writes_what_is_asked_for(run, monkeypatch, capsys):
     import files
 

@@ -76,9 +76,12 @@ def test_too_short_or_wrong_arrays_are_refused(predictor):
         np.full((5, 8, 8), 7.0),
         np.full((5, 8, 8), np.nan),
         np.zeros((5, 8, 8), np.int64),
+        np.zeros((5, 0, 8), np.uint8),
     ):
         with pytest.raises(ValueError, match="expected"):
             predictor(wrong)
+    with pytest.raises(ValueError, match="frames: expected at least 1, found 0"):
+        predictor(np.zeros((5, 8, 8)), frames=0)
 
 
 def test_windows_of_a_stream_are_the_ones_asked_for():
