@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 def recompute_blocks(blocks: Sequence[nn.Module]) -> list[str]:
     """Let every block keep only its inputs for backward. Random numbers (of PyTorch, NumPy and Python) are drawn
-    as before, and buffers (BatchNorm's running statistics) are updated once."""
+    as before, and buffers (BatchNorm's running statistics) and numbers of a module change once."""
     for block in blocks:
         replace_forward(block, recomputed)
     return [f"recompute {len(blocks)} blocks in backward"]
@@ -27,15 +27,15 @@ def replace_forward(block: nn.Module, change: Callable[[Callable], Callable]) ->
 
 
 def recomputed(forward: Callable) -> Callable:
-    """forward, to be computed again in backward, with the buffers of the module as they were."""
+    """forward, to be computed again in backward, with the buffers and numbers of the module as they were."""
 
     def call(module: nn.Module, *inputs, **named):
         if not torch.is_grad_enabled():
             return forward(module, *inputs, **named)
         before = {buffer: buffer.detach().clone() for buffer in module.buffers()}
         before = [(part, name, before.get(buffer)) for part, name, buffer in places_of_buffers(module)]
-        numbers = host_generators()
-        contexts = lambda: (nullcontext(), as_it_was(module, before, numbers))  # noqa: E731
+        generators, numbers = host_generators(), numbers_of(module)
+        contexts = lambda: (nullcontext(), as_it_was(module, before, numbers, generators))  # noqa: E731
         # Random generators cannot be set back in a CUDA graph; where that matters, its first replay tells (graphs.py).
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         options = dict(use_reentrant=False, context_fn=contexts, preserve_rng_state=not capturing)
@@ -45,15 +45,34 @@ def recomputed(forward: Callable) -> Callable:
 
 
 @contextmanager
-def as_it_was(block: nn.Module, buffers: Sequence[tuple], numbers: tuple) -> Iterator[None]:
-    """Within, block has other buffers, and Python and NumPy draw the numbers of then; PyTorch sees to its own."""
-    now = host_generators()
+def as_it_was(
+    block: nn.Module, buffers: Sequence[tuple], numbers: Sequence[tuple], generators: tuple
+) -> Iterator[None]:
+    """Within, block has other buffers and numbers, and Python and NumPy draw what they did then; PyTorch sees to its
+    own."""
+    now = host_generators(), numbers_of(block)
     try:
-        set_host_generators(numbers)
+        set_host_generators(generators)
+        set_numbers(numbers)
         with other_buffers(block, buffers):
             yield
     finally:
-        set_host_generators(now)
+        set_host_generators(now[0])
+        set_numbers(now[1])
+
+
+def numbers_of(block: nn.Module) -> list[tuple[dict, dict[str, float]]]:
+    """(its attributes, those that are plain numbers) of every module: counters, rates, `training`."""
+    places = map(vars, block.modules())
+    return [(place, {name: x for name, x in place.items() if isinstance(x, int | float)}) for place in places]
+
+
+def set_numbers(numbers: Sequence[tuple[dict, dict[str, float]]]) -> None:
+    """Set them back. What has become an attribute since is none again."""
+    for place, then in numbers:
+        for name in [name for name, x in place.items() if isinstance(x, int | float) and name not in then]:
+            del place[name]
+        place.update(then)
 
 
 def host_generators() -> tuple:

@@ -79,6 +79,26 @@ def test_buffers_that_a_block_reads_and_changes_or_assigns_are_seen_as_they_were
     assert all(torch.equal(buffers[name], expected[name]) for name in expected)
 
 
+def test_a_number_of_python_that_a_block_changes_changes_once():
+    class Counting(nn.Linear):
+        steps, rate = 0, 2.0
+
+        def forward(self, x):
+            self.steps += 1
+            self.rate /= 2
+            return super().forward(x).tanh() * self.rate / self.steps
+
+    plain, ours = Counting(3, 2), Counting(3, 2)
+    ours.load_state_dict(plain.state_dict())
+    recompute_blocks([ours])
+    for step in (1, 2):
+        for block in (plain, ours):
+            block.zero_grad()
+            block(torch.arange(6.0).view(2, 3)).sum().backward()
+        assert torch.equal(ours.weight.grad, plain.weight.grad)
+        assert (ours.steps, ours.rate) == (plain.steps, plain.rate) == (step, 2 / 2**step)
+
+
 def test_a_block_may_be_called_with_names():
     class Scaled(nn.Linear):
         def forward(self, x: torch.Tensor, *, gain: float = 1.0) -> torch.Tensor:
