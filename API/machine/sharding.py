@@ -1,6 +1,7 @@
 """One model on many processes: a copy in each, or with --shard a part of every weight in each."""
 
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -120,7 +121,19 @@ def restore_states(model: nn.Module, optimizer: torch.optim.Optimizer, states: M
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     own = order(model, optimizer)
     then = states.get("order", own)  # checkpoints of before have none
-    if sorted(then) == sorted(own) and len(set(own)) == len(own):  # a model whose lines were put in another order
+    if "order" in states and len(set(own)) == len(own):
+        refuse_other_groups(
+            [{then[i] for i in group["params"]} for group in state["param_groups"]],
+            [{own[i] for i in group["params"]} for group in optimizer.state_dict()["param_groups"]],
+        )
+        # Lines of a model may have been put in another order.
         state = {**state, "state": {own.index(then[i]): moment for i, moment in state["state"].items()}}
     moments = {i: {name: _like(v, parameters[i]) for name, v in moment.items()} for i, moment in state["state"].items()}
     optimizer.load_state_dict({**state, "state": moments})
+
+
+def refuse_other_groups(then: Sequence[set[str]], now: Sequence[set[str]]) -> None:
+    """Raise ValueError, naming a parameter, where an optimizer's groups are not of the parameters that they were of."""
+    if then != now:
+        moved = [sorted(a ^ b) for a, b in itertools.zip_longest(then, now, fillvalue=set()) if a != b]
+        raise ValueError(f"{moved[0][0]} was learned otherwise: is it frozen now, or in another parameter group?")

@@ -53,6 +53,12 @@ class TrainingState:
         """Go on from a checkpoint. Raises UserError where it does not fit."""
         if misfit := first_misfit(self.model.state_dict(), state.get("model", {})):
             raise UserError(f"--resume: the checkpoint is not of this model: {misfit}")
+        then, now = (one.get("total_steps") for one in (state.get("scheduler", {}), self.scheduler.state_dict()))
+        if then is not None and then != now:
+            what = f"with these data the run has {now} steps, and had {then}"
+            raise UserError(
+                f"--data_root: {what}; restore them, or start another --ex_name, with --init from its weights"
+            )
         try:
             restore_states(self.model, self.optimizer, state)
             self.scheduler.load_state_dict(state["scheduler"])
@@ -60,7 +66,7 @@ class TrainingState:
             place = {"lr": self.lr, "lr_squares": math.nan, **state}  # checkpoints of before have none
             for name in PLACE:
                 setattr(self, name, place[name])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"--resume: the checkpoint holds no run to go on with ({reason})") from None
 

@@ -54,3 +54,43 @@ def test_a_parameter_that_was_added_is_named():
     run = state_of(Pair("a", "b", "extra"))
     with pytest.raises(UserError, match=r"^--resume: the checkpoint is not of this model: 'extra' is missing$"):
         run.restore(trained("a", "b").checkpoint())
+
+
+def frozen(run: TrainingState, name: str) -> TrainingState:
+    getattr(run.model, name).requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in run.model.parameters() if p.requires_grad], 0.1)
+    return TrainingState(run.model, optimizer, run.scheduler, {}, run.world)
+
+
+def grouped(run: TrainingState, *names: str) -> TrainingState:
+    optimizer = torch.optim.Adam(
+        [{"params": [getattr(run.model, name)], "lr": 1 / k} for k, name in enumerate(names, 1)]
+    )
+    return TrainingState(run.model, optimizer, run.scheduler, {}, run.world)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (trained("a", "b"), frozen(state_of(Pair("a", "b")), "a")),
+        (frozen(trained("a", "b"), "a"), state_of(Pair("a", "b"))),
+        (frozen(trained("a", "b"), "b"), frozen(state_of(Pair("a", "b")), "a")),
+        (grouped(trained("a", "b"), "a", "b"), grouped(state_of(Pair("a", "b")), "b", "a")),
+        (trained("a", "b"), grouped(state_of(Pair("a", "b")), "b", "a")),
+    ],
+    ids=["frozen now", "frozen then", "another is frozen", "groups in another order", "another number of groups"],
+)
+def test_a_parameter_that_is_learned_otherwise_is_named(then, now):
+    with pytest.raises(UserError, match=r"^--resume: .*\([ab] was learned otherwise: is it frozen now"):
+        now.restore(then.checkpoint())
+
+
+def test_data_of_another_number_of_steps_are_refused():
+    def run(steps: int) -> TrainingState:
+        state = state_of(Pair("a", "b"))
+        state.scheduler = torch.optim.lr_scheduler.OneCycleLR(state.optimizer, 0.1, total_steps=steps)
+        return state
+
+    run(6).restore(run(6).checkpoint())
+    with pytest.raises(UserError, match=r"^--data_root: with these data the run has 14 steps, and had 6; restore them"):
+        run(14).restore(run(6).checkpoint())
