@@ -34,13 +34,14 @@ class Guard:
         self.device = self.parameters[0].device
         self.on_device = all(group.get("fused") for group in optimizer.param_groups)
         # What a bad batch spoils in the forward pass already: running statistics.
-        self.statistics = list(model.buffers()) if mode == "skip" else []
+        self.parts = list(model.modules()) if mode == "skip" else []
         self.skipped = torch.tensor(float(skipped), device=self.device)
         self.waiting: tuple | None = None
 
     def begin(self) -> None:
         """Before the forward pass."""
-        self.before = [b.clone() for b in self.statistics]
+        buffers = [(part, name, b) for part in self.parts for name, b in part._buffers.items() if b is not None]
+        self.before = [(part, name, buffer.clone()) for part, name, buffer in buffers]
 
     def passes(self, step: int, loss: Tensor, norm: Tensor, batch: Iterable[Tensor]) -> bool:
         """Whether to call optimizer.step(): where loss and norm, that of the gradient, are finite. A fused optimizer
@@ -50,8 +51,13 @@ class Guard:
         """
         bad = ~(loss.isfinite() & norm.isfinite())
         self.loss = torch.where(bad, 0.0, loss)  # to count
-        for buffer, old in zip(self.statistics, self.before):
-            buffer.copy_(torch.where(bad, old, buffer))
+        for part, name, old in self.before:
+            buffer = getattr(part, name)  # another one, where forward has assigned it
+            good = torch.where(bad, old, buffer)
+            if 0 in buffer.stride():  # expanded: not to be written to
+                setattr(part, name, good)
+            else:
+                buffer.copy_(good)
         self.skipped += bad
         if self.mode == "stop":
             self.look()  # at the step before

@@ -19,9 +19,26 @@ class Mean(nn.Module):
         return x - self.mean
 
 
+class Assigned(Mean):
+    """As Mean, in a new tensor each time, beside one that is expanded and stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shape", torch.ones(1).expand(2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x - self.mean
+
+
 @pytest.mark.parametrize(
     "norm",
-    [nn.BatchNorm2d(2), nn.InstanceNorm2d(2, affine=True, track_running_stats=True), nn.Sequential(Mean())],
+    [
+        nn.BatchNorm2d(2),
+        nn.InstanceNorm2d(2, affine=True, track_running_stats=True),
+        nn.Sequential(Mean()),
+        Assigned(),
+    ],
     ids=lambda norm: type(norm).__name__,
 )
 def test_a_skipped_batch_moves_no_running_statistics(norm):
