@@ -38,17 +38,25 @@ def fold_norms(model: nn.Module, example: Tensor) -> list[str]:
                 sequence[i + 1] = nn.Identity().eval()
     if not replaced:
         return []
-    difference = relative_difference(model(example), before)
-    if not difference <= TOLERANCE:  # a NaN differs, too
+    if reason := changed(model, example, before):
         for sequence, i, layer in replaced:
             sequence[i] = layer
-        return [f"warning: BatchNorms are not folded into convolutions, predictions would differ by {difference:.1e}"]
+        return [f"warning: BatchNorms are not folded into convolutions: {reason}"]
     return [f"{len(replaced) // 2} BatchNorms folded into convolutions"]
 
 
 def relative_difference(one: Tensor, other: Tensor) -> float:
     """The norm of the difference, of that of the other."""
     return ((one - other).float().norm() / other.float().norm()).item()
+
+
+def changed(model: nn.Module, example: Tensor, before: Tensor) -> str:
+    """In words how far the prediction is from the one before, or why there is none; nothing where it is the same."""
+    try:
+        difference = relative_difference(model(example), before)
+    except Exception as error:  # edits may use a layer in any way
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+    return "" if difference <= TOLERANCE else f"predictions would differ by {difference:.1e}"  # a NaN differs, too
 
 
 def foldable(layer: nn.Module, norm: nn.Module) -> bool:
@@ -70,8 +78,8 @@ def is_plain(module: nn.Module, kind: type | None = None) -> bool:
 def round_weights(model: nn.Module, example: Tensor) -> list[str]:
     """Round the weights of matrix products and convolutions to bfloat16, for good, where example meets autocast.
 
-    Predictions under autocast are the same to the bit: it rounds float32 weights at every call, which moves 900 MB for
-    the Moving MNIST model. A layer in a part that leaves autocast keeps its weights. Compares a prediction before and
+    Predictions under autocast are the same: it rounds float32 weights at every call, which moves 900 MB for the Moving
+    MNIST model. A layer in a part that leaves autocast keeps its weights. Compares a prediction before and
     after, and where they differ, or a weight is used elsewhere and does not fit there, takes everything back.
     """
     kinds, device = (nn.Linear, *CONVOLUTIONS), example.device.type
@@ -88,13 +96,9 @@ def round_weights(model: nn.Module, example: Tensor) -> list[str]:
             hook.remove()
         found = [module for module in plain if rounded.get(module)]
         weights = {weight: weight.data for module in found for weight in module.parameters()}
-        for module in found:
-            module.to(torch.bfloat16)
-        try:
-            difference = relative_difference(model(example), before)
-            reason = "" if difference <= TOLERANCE else f"predictions would differ by {difference:.1e}"
-        except RuntimeError as error:  # of other dtypes than it expects
-            reason = str(error).strip().splitlines()[0][:150]
+        for weight, data in weights.items():  # not module.to: buffers stay
+            weight.data = data.to(torch.bfloat16)
+        reason = changed(model, example, before)
     if reason:
         for weight, data in weights.items():
             weight.data = data

@@ -82,7 +82,12 @@ def test_what_is_not_known_to_be_right_is_not_folded(build):
 
 
 @torch.no_grad()
-def test_folding_that_would_change_a_prediction_is_taken_back():
+@pytest.mark.parametrize(
+    "read",
+    [lambda inner, x: inner[0](x), lambda inner, x: inner[1].running_var.mean()],
+    ids=["the convolution without its norm", "a statistic"],
+)
+def test_folding_that_would_change_a_prediction_is_taken_back(read):
     inner = trained(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)))
 
     class Outer(nn.Module):
@@ -91,7 +96,7 @@ def test_folding_that_would_change_a_prediction_is_taken_back():
             self.inner = inner
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(x) + self.inner[0](x)  # reads the convolution without its norm
+            return self.inner(x) + read(self.inner, x)
 
     model, x = Outer().eval(), torch.randn(2, 3, 8, 8)
     before = model(x)
@@ -137,34 +142,35 @@ def test_what_runs_outside_of_autocast_keeps_its_weights():
 
 
 class Shared(nn.Module):
-    """A weight that is used under autocast and, not by its layer's own call, outside of it."""
+    """A weight that is used under autocast and, not by its layer's own call, outside of it: by a layer that is tied to
+    it, by a function, by NumPy. A buffer in its layer, too."""
 
-    def __init__(self, tied: bool) -> None:
+    def __init__(self, how: str) -> None:
         super().__init__()
-        self.inside = nn.Linear(8, 8)
-        self.outside = nn.Linear(8, 8)
-        if tied:
-            self.outside.weight = self.inside.weight
-        else:
-            del self.outside
+        self.how = how
+        self.inside, self.outside = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.inside.register_buffer("scale", torch.tensor(1.2345))
+        self.outside.weight = self.inside.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.inside(x)
+        x = self.inside(x) * self.inside.scale
         with torch.autocast("cpu", enabled=False):
             x = x.float()
-            return self.outside(x) if hasattr(self, "outside") else nn.functional.linear(x, self.inside.weight)
+            if self.how == "numpy":
+                return x * float(self.inside.weight.numpy().mean())
+            return self.outside(x) if self.how == "tied" else nn.functional.linear(x, self.inside.weight)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_weight_that_is_used_outside_of_autocast_too_stays_as_it_is(tied):
-    model, x = Shared(tied), torch.randn(3, 8)
+@pytest.mark.parametrize("how", ["tied", "function", "numpy"])
+def test_a_weight_that_is_used_outside_of_autocast_too_stays_as_it_is(how):
+    model, x = Shared(how), torch.randn(3, 8)
     with torch.autocast("cpu", torch.bfloat16):
         before = model(x)
         (line,) = round_weights(model, x)
         assert torch.equal(model(x), before)
     assert line.startswith("warning: weights are not rounded to bfloat16: ")
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.dtype for p in (*model.parameters(), *model.buffers())} == {torch.float32}
 
 
 @torch.no_grad()
