@@ -47,7 +47,7 @@ def agreed(path: Path, pixels: str, depth: int | None) -> str:
         return pixels
     try:
         bits = pyav().VideoFormat(pixels).components[0].bits
-    except ValueError:
+    except (ValueError, IndexError):
         return pixels  # read_yuv says so
     if depth != bits:
         raise BadClip(f"{path}: --yuv_format {pixels} has {bits} bits, --yuv_depth asks for {depth}; leave one out")
@@ -86,7 +86,9 @@ def read_yuv(clip: Clip) -> Iterator[np.ndarray]:
     try:
         pixels = pyav().VideoFormat(clip.pixels, width, height)
     except ValueError:
-        raise BadClip(f"{clip.path}: {clip.pixels} is not a layout that FFmpeg knows; {ASK}") from None
+        pixels = None
+    if pixels is None or not pixels.padded_bits_per_pixel:  # of a GPU's memory, such as vaapi
+        raise BadClip(f"{clip.path}: {clip.pixels} is not a layout of files that FFmpeg knows; {ASK}")
     across, down = 4 // pixels.chroma_width(4), 4 // pixels.chroma_height(4)
     if height % down or width % across or not 0 < height * width <= MOST_PIXELS:
         multiple = f"multiples of {across} and {down}" if max(across, down) > 1 else f"at most {MOST_PIXELS} pixels"

@@ -22,7 +22,7 @@ DATA_FLAGS = (
 # What, beside the model's flags, affects the results of a run, and must not change under it.
 FIXED_FLAGS = (
     "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
-    "noise", *ARRAY_FLAGS,
+    "noise", "yuv_size", "yuv_depth", "yuv_format", *ARRAY_FLAGS,
 )  # fmt: skip
 # What may change under it to get past gradients that are not finite; the log says so.
 CHANGEABLE_FLAGS = ("grad_clip", "on_nonfinite", "precision")

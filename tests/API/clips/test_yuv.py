@@ -78,16 +78,20 @@ def test_a_format_and_another_depth_are_a_line_and_the_same_depth_is_not(tmp_pat
         list(read_frames(clip))
     (clip,) = find_clips(tmp_path, yuv_format="yuv420p10le", yuv_depth=10)
     assert len(list(read_frames(clip))) == len(FRAMES)
+    for depth in (None, 8):
+        (clip,) = find_clips(tmp_path, yuv_format="vaapi", yuv_depth=depth)
+        with pytest.raises(BadClip, match=r"vaapi is not a layout of files that FFmpeg knows; give --yuv_format"):
+            list(read_frames(clip))
 
 
 ASKED_FOR = {
     "a": "does not say its size; give --yuv_size",
     "a_60x48": "no whole number of frames",
-    "a_64x48_v210": "v210 is not a layout that FFmpeg knows; give --yuv_format",
+    "a_64x48_v210": "v210 is not a layout of files that FFmpeg knows; give --yuv_format",
     "a_64x48_yuv422p_nv12": "its name says nv12 and yuv422p; give --yuv_format",
     "a_64x48_yuv420p10_8bit": "its name says 10 and 8 and yuv420p; give --yuv_format",
-    "a_64x48_yuv420p11": "yuv420p11le is not a layout that FFmpeg knows; give --yuv_format",
-    "a_64x48_uyvy422_10bit": "is not a layout that FFmpeg knows; give --yuv_format",
+    "a_64x48_yuv420p11": "yuv420p11le is not a layout of files that FFmpeg knows; give --yuv_format",
+    "a_64x48_uyvy422_10bit": "is not a layout of files that FFmpeg knows; give --yuv_format",
     "clip_422_64x48": "does its name say a layout, or is it a number? give --yuv_format",
     "a_63x48": "frames have sizes that are multiples of 2 and 2, not 63x48",
 }
