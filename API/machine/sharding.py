@@ -119,9 +119,8 @@ def restore_states(model: nn.Module, optimizer: torch.optim.Optimizer, states: M
     model.load_state_dict({name: _like(v, own[name]) if name in own else v for name, v in states["model"].items()})
     state = states["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    own = order(model, optimizer)
-    then = states.get("order", own)  # checkpoints of before have none
-    if "order" in states and len(set(own)) == len(own):
+    own, then = order(model, optimizer), states.get("order")  # checkpoints of before have none
+    if then is not None and len(set(own)) == len(own):
         refuse_other_groups(
             [{then[i] for i in group["params"]} for group in state["param_groups"]],
             [{own[i] for i in group["params"]} for group in optimizer.state_dict()["param_groups"]],
