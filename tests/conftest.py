@@ -1,6 +1,9 @@
 """Tiny data on disk, a tiny model, and the release's numbers where they are at hand."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: workers of pytest share the cores
 
 import pytest
 import torch
