@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import UserError
+from ..speed.recompute import places_of_buffers
 from .files import write_arrays
 
 
@@ -33,15 +34,14 @@ class Guard:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.on_device = all(group.get("fused") for group in optimizer.param_groups)
-        # What a bad batch spoils in the forward pass already: running statistics.
-        self.parts = list(model.modules()) if mode == "skip" else []
+        self.model = model
         self.skipped = torch.tensor(float(skipped), device=self.device)
         self.waiting: tuple | None = None
 
     def begin(self) -> None:
-        """Before the forward pass."""
-        buffers = [(part, name, b) for part in self.parts for name, b in part._buffers.items() if b is not None]
-        self.before = [(part, name, buffer.clone()) for part, name, buffer in buffers]
+        """Before the forward pass. A bad batch spoils running statistics in that already."""
+        places = places_of_buffers(self.model) if self.mode == "skip" else []
+        self.before = [(part, name, buffer.clone()) for part, name, buffer in places if buffer is not None]
 
     def passes(self, step: int, loss: Tensor, norm: Tensor, batch: Iterable[Tensor]) -> bool:
         """Whether to call optimizer.step(): where loss and norm, that of the gradient, are finite. A fused optimizer
