@@ -45,15 +45,10 @@ def fold_norms(model: nn.Module, example: Tensor) -> list[str]:
     return [f"{len(replaced) // 2} BatchNorms folded into convolutions"]
 
 
-def relative_difference(one: Tensor, other: Tensor) -> float:
-    """The norm of the difference, of that of the other."""
-    return ((one - other).float().norm() / other.float().norm()).item()
-
-
 def changed(model: nn.Module, example: Tensor, before: Tensor) -> str:
     """In words how far the prediction is from the one before, or why there is none; nothing where it is the same."""
     try:
-        difference = relative_difference(model(example), before)
+        difference = ((model(example) - before).float().norm() / before.float().norm()).item()
     except Exception as error:  # edits may use a layer in any way
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
     return "" if difference <= TOLERANCE else f"predictions would differ by {difference:.1e}"  # a NaN differs, too
