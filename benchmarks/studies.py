@@ -87,6 +87,15 @@ STUDIES = {
             Variant("digits"),
         ],
     ),
+    "time": Study(
+        "And in equal time, 4 minutes on one core?",
+        "--dataname digits --precision fp32",
+        [
+            *PEERS,
+            Variant("digits"),
+        ],
+        minutes=4,
+    ),
     "shape": Study(
         "Width against depth, where the DFDBs stand, segments, the scale of their output at the start, batches",
         DIGITS + "5",
