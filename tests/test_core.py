@@ -19,6 +19,7 @@ from API.evaluation import figures
 from API.evaluation.test_set import copy_last
 from API.presets import PRESETS
 from API.run.checkpoint import load_checkpoint
+from API.run.flags import RUN_FLAGS
 from API.run.guard import gradient_norm
 from API.run.state import TrainingState
 from API.speed.recompute import recompute_blocks
@@ -242,6 +243,24 @@ def test_what_helps_past_bad_gradients_may_change_under_resume_and_the_log_says_
     start("--epochs", "1")
     main.run(["--dataname", "digits", "--resume", "--grad_clip", "1", "--device", "cpu"])
     assert "--grad_clip is 1.0 from here on, and was None" in (start.folder / "digits/log.txt").read_text()
+
+
+def test_resume_alone_goes_on_with_every_flag_of_the_run(start):
+    own = ["--accumulate", "2", "--checkpoint_blocks", "--protocol", "openstl", "--save_predictions", "3"]
+    start("--epochs", "1", "--logger", "none", *own)
+    main.run(["--dataname", "digits", "--resume", "--device", "cpu", "--save_predictions", "2"])
+    flags = load_checkpoint(start.folder / "digits/checkpoints/best.pth")["config"]
+    config = json.loads((start.folder / "digits/config.json").read_text())["flags"]
+    assert {flag: config[flag] for flag in RUN_FLAGS} == {flag: flags[flag] for flag in RUN_FLAGS} | {"save_predictions": 2}
+    tested = json.loads((start.folder / "digits/test.json").read_text())
+    assert "openstl" in tested and "strict" not in tested
+
+
+def test_a_test_of_a_checkpoint_takes_over_nothing_of_how_it_was_trained(start):
+    start("--epochs", "1", "--logger", "none", "--accumulate", "2", "--protocol", "openstl")
+    config, _ = core.settle_flags({"protocol": ["strict"]}, {}, start.folder / "digits/checkpoints/best.pth")
+    assert config.protocol == ["strict"]
+    assert not hasattr(config, "accumulate")
 
 
 def test_a_second_run_of_the_same_name_is_refused_and_overwrite_allows_it(start):

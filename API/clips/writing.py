@@ -34,14 +34,21 @@ def check_output(path: Path, kinds: Sequence[str] = KINDS) -> None:
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: float) -> None:
-    """frames (N, h, w, c) uint8, or (N, h, w) into an npy file, at `rate` frames a second.
+    """frames (N, h, w, c) uint8, or (N, h, w) into an npy file, at `rate` frames a second. Raises UserError, in one
+    line, where they cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in (*MOVIES, ".gif", ".npy"):
+            write_file(path, frames, rate)
+        else:  # a folder, perhaps with dots in its name
+            write_images(path, as_colour(frames))
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written ({error.strerror or error})") from None
 
-    A file is under a hidden name until all is there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+def write_file(path: Path, frames: np.ndarray, rate: float) -> None:
+    """A file that is under a hidden name until all is there."""
     partial, kind = path.with_name(f".{path.name}"), path.suffix.lower()
-    if kind not in (*MOVIES, ".gif", ".npy"):  # a folder, perhaps with dots in its name
-        return write_images(path, as_colour(frames))
     try:
         if kind == ".npy":
             with partial.open("wb") as file:

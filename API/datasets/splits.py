@@ -132,7 +132,7 @@ def split_by(keys: Mapping[Hashable, str]) -> dict[str, list]:
     order = sorted(keys, key=number.get)
     test = max(1, sum(number[item] < SHARE * 16**12 for item in keys))
     val = max(1, sum(number[item] >= (1 - SHARE) * 16**12 for item in keys))
-    if test + val == len(keys):  # one is needed to train, too
+    while test + val >= len(keys):  # one is needed to train, too
         test, val = (test - 1, val) if test > val else (test, val - 1)
     train_end = len(keys) - val
     parts = {"train": set(order[test:train_end]), "val": set(order[train_end:]), "test": set(order[:test])}

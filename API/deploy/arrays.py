@@ -96,11 +96,14 @@ class ArrayPredictor(Predictor):
         return torch.stack(units), np.stack(values)
 
     def truth(self, array: Sequences, first: int, last: int) -> Tensor | None:
-        """(N, frames, C_out, H, W) as the model would say it; None where there is none of it."""
+        """(N, frames, C_out, H, W) as the model would say it; None where there is none of it, or values are missing."""
         last = min(last, array.F)
         if last <= first:
             return None
-        frames = [self.scale.to_unit(array.read(n, first, last)) for n in range(array.N)]
+        try:
+            frames = [self.scale.to_unit(array.read(n, first, last)) for n in range(array.N)]
+        except BadClip:
+            return None
         return self.scale.known(torch.from_numpy(np.stack(frames)))
 
 
@@ -129,10 +132,7 @@ def predict_file(clip: Clip, request: Request, predictor: ArrayPredictor, output
         else:
             past = predictor.truth(array, start, start + T)
             frames = pictures(past[0], truth[0] if truth is not None else None, units[0], predictor.scale, request)
-        try:
-            write_clip(output, frames, RATE)
-        except OSError as error:
-            raise UserError(f"--output {output}: cannot be written ({error.strerror or error})") from None
+        write_clip(output, frames, RATE)
         yield f"{clip.path} from frame {start}: {output}{score(predictor.scale, units, truth)}"
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import UserError
 from ..clips.writing import check_output
 from ..run.files import write_atomically, write_json
-from ..run.flags import CALL_FLAGS
+from ..run.flags import CALL_FLAGS, RUN_FLAGS
 from ..run.weights import save_safetensors
 from .card import model_card
 from .hub import CARD, FLAGS, WEIGHTS, is_hub, repository, upload
@@ -28,7 +28,7 @@ TOLERANCE = 5e-4  # of a sequence as most are: an eighth of a grey level
 EDGE = 0.02  # of any. Bins that lie at their thresholds, where rounding decides, have been seen to change 0.005.
 ENDS = torch.tensor(0.0), torch.tensor(1.0)  # of the values of pixels
 PACKAGES = {".pt2": (), ".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",), "": ()}
-OWN_FLAGS = (*CALL_FLAGS, "data_root", "cache_dir")  # tell of one machine, and are not published
+OWN_FLAGS = (*CALL_FLAGS, *RUN_FLAGS, "data_root", "cache_dir")  # tell of one machine, and are not published
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # errors that are the disk's
 TESTED = "2.7"  # the oldest PyTorch whose exporters were seen to manage it; 2.5 does not
 

@@ -205,10 +205,7 @@ def predict_clip(clip: Clip, request: Request, predictor: Predictor, outputs: Ou
         frames, output = predictor.back(predicted, past[0].shape), outputs.path(clip, start)
         if request.side_by_side:
             frames = beside(past, truth, frames, captioned=output.suffix.lower() != ".npy")
-        try:
-            write_clip(output, like_source(frames, clip) if output.suffix.lower() == ".npy" else frames, rate)
-        except OSError as error:
-            raise UserError(f"--output {output}: cannot be written ({error.strerror or error})") from None
+        write_clip(output, like_source(frames, clip) if output.suffix.lower() == ".npy" else frames, rate)
         done.add(start)
         yield f"{clip.path} from frame {start}: {output}{score(predictor, predicted, truth)}"
     missing = [start for start in request.start or () if start not in done]

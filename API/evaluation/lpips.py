@@ -18,7 +18,7 @@ def find_lpips(
     asked: bool, weights: str | None, device: torch.device, frame: Sequence[int]
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
     """LPIPS where it is asked for, has its weights and can see frames of (H, W); else a line about it and None."""
-    if not asked:
+    if not (asked or weights):
         return None
     try:
         if min(frame) < SMALLEST:

@@ -24,14 +24,17 @@ FIXED_FLAGS = (
     "dataname", "epochs", "lr", "batch_size", "seed", "resize", "stride", "split_by", "epoch_size", "val_digits",
     "noise", "yuv_size", "yuv_depth", "yuv_format", *ARRAY_FLAGS,
 )  # fmt: skip
-# What may change under it to get past gradients that are not finite; the log says so.
-CHANGEABLE_FLAGS = ("grad_clip", "on_nonfinite", "precision")
+# What may change under it, to get past gradients that are not finite or to need less memory; the log says so.
+CHANGEABLE_FLAGS = ("grad_clip", "on_nonfinite", "precision", "accumulate")
 # What belongs to one call of main.py, and is not taken over from the checkpoint of an earlier one.
 CALL_FLAGS = (
-    "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "save_predictions",
-    "protocol", "lpips", "lpips_weights", "runs", "input", "output", "frames", "start", "every", "side_by_side",
-    "stage", "block", "timeout", "compile", "graphs", "accumulate", "checkpoint_blocks", "logger", "plain", "shard",
-    "compress_gradients", "half",
+    "mode", "ckpt", "init", "res_dir", "ex_name", "resume", "overwrite", "device", "gpu", "runs", "input", "output",
+    "frames", "start", "every", "side_by_side", "stage", "block", "half",
+)  # fmt: skip
+# What --resume takes over from the run, and no other call does.
+RUN_FLAGS = (
+    "accumulate", "checkpoint_blocks", "compile", "graphs", "plain", "shard", "compress_gradients", "timeout", "logger",
+    "protocol", "lpips", "lpips_weights", "save_predictions",
 )  # fmt: skip
 
 
@@ -52,6 +55,8 @@ def take_up(
         raise UserError("compare needs at least one RUN, such as results/digits")
     if "none" in given.get("logger", ()) and len(given["logger"]) > 1:
         raise UserError(f"--logger {' '.join(given['logger'])}: none goes with no other")
+    if mode == "predict" and given.get("start") and given.get("every"):
+        raise UserError("--start and --every both say where to predict from: give one of them")
     checkpoint, state, given = given.get("ckpt"), None, dict(given)
     if mode == "train":
         folder = Path(given.get("res_dir", defaults["res_dir"]), given.get("ex_name") or defaults["dataname"])
@@ -104,14 +109,15 @@ def settle_flags(
 ) -> tuple[Config, Mapping | None]:
     """Flags that are given win over a checkpoint's own, and those over the defaults: (flags, the checkpoint's state).
 
-    state: the checkpoint's, if it is loaded already.
+    state: the checkpoint's that a run goes on from, which hands on its RUN_FLAGS, too.
     Of bare weights, the sizes are read off their shapes.
     Raises UserError where the checkpoint does not load, or is the authors' and --release is not given.
     """
     if checkpoint is None:
         return Config(**{**defaults, **given}), None
-    state = as_checkpoint(load_checkpoint(checkpoint) if state is None else state, checkpoint)
-    known = flags_of(state, checkpoint)
+    resumed = state is not None
+    state = as_checkpoint(state if resumed else load_checkpoint(checkpoint), checkpoint)
+    known = flags_of(state, checkpoint, but=CALL_FLAGS if resumed else (*CALL_FLAGS, *RUN_FLAGS))
     if state["config"] is not None:
         own = known.get("dataname")
         if own is not None and given.get("dataname", own) != own:  # the rest belongs to the other data set
@@ -128,11 +134,11 @@ def settle_flags(
     return config, state
 
 
-def flags_of(state: Mapping, checkpoint: str | Path) -> dict:
-    """The flags that a checkpoint holds, but for those of the call that made it; of bare weights, those that their
+def flags_of(state: Mapping, checkpoint: str | Path, but: Sequence[str] = (*CALL_FLAGS, *RUN_FLAGS)) -> dict:
+    """The flags that a checkpoint holds, without those of its call (and run); of bare weights, those that their
     shapes tell. Raises UserError, naming it, where these are not the shapes of our model or the authors'."""
     if state["config"] is not None:
-        return {flag: value for flag, value in state["config"].items() if flag not in CALL_FLAGS}
+        return {flag: value for flag, value in state["config"].items() if flag not in but}
     try:
         return infer_release_args(state["model"]) if is_release(state["model"]) else infer_args(state["model"])
     except UserError as error:

@@ -74,7 +74,7 @@ def test_nothing_half_written_is_left(name, tmp_path, monkeypatch):
         raise OSError("full")
 
     monkeypatch.setattr(Path, "replace", fail)  # the last step
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match=rf"--output .*{name}: cannot be written \(full\)"):
         write_clip(tmp_path / name, np.zeros((2, 16, 16, 3), np.uint8), 25)
     assert list(tmp_path.iterdir()) == []
 

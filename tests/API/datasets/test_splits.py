@@ -45,6 +45,13 @@ def test_every_clip_is_in_one_split_and_every_split_has_one(tmp_path, count):
         assert sum(map(len, parts.values())) == count == len(set.union(*parts.values()))
 
 
+@pytest.mark.parametrize("seed", [451, 649])  # all three in the tail of val, or of test
+def test_three_items_make_three_splits_wherever_their_numbers_are(seed):
+    parts = splits.split_by({item: f"{seed} {item}" for item in "012"})
+    assert sorted(parts["train"] + parts["val"] + parts["test"]) == ["0", "1", "2"]
+    assert {len(part) for part in parts.values()} == {1}
+
+
 def test_shares_are_eight_one_one_on_average_and_the_seed_decides(tmp_path):
     clips = clips_of(tmp_path, 300)
     counts = Counter()

@@ -122,6 +122,17 @@ def test_missing_values_are_refused_or_filled_as_in_training():
     assert predictor(fill="previous")(field)[2, 3, 3] == pytest.approx(field[6, 3, 3] + 10)
 
 
+def test_missing_values_after_the_past_leave_the_prediction_without_a_score(tmp_path):
+    field = FIELD.copy()
+    field[7, 3, 3] = np.nan
+    np.save(tmp_path / "in.npy", field)
+    told = run(Request(tmp_path / "in.npy", tmp_path / "out.npy", start=[0, 3]))
+    first, second = told.splitlines()
+    assert "rmse" in run(Request(tmp_path / "in.npy", tmp_path / "two.npy", 2, start=[0]))
+    assert first.endswith("_00000.npy") and second.endswith("_00003.npy")
+    assert np.allclose(np.load(tmp_path / "out/in_00003.npy")[:, :16, 1:25], FIELD[3:7, :16, 1:25] + 10, atol=1e-3)
+
+
 def test_pictures_of_many_channels_show_the_first_that_is_predicted(tmp_path):
     machine = Machine("cpu", 0, "fp32", 0, False)
     ours = ArrayPredictor(lambda past: past, (4, 2, 16, 24), (4, 2, 16, 24), machine, limits=[200, 300], layout="TCHW")

@@ -149,7 +149,7 @@ def test_lpips_without_weights_or_with_others_says_what_goes_where(tmp_path, mon
 def test_frames_too_small_for_lpips_are_said_to_be_before_anything_is_measured(alexnet, capsys):
     _, path = alexnet
     for size, enough in ((30, False), (31, True)):
-        lpips = find_lpips(True, path, torch.device("cpu"), (size, 40))
+        lpips = find_lpips(False, path, torch.device("cpu"), (size, 40))
         assert (lpips is not None) == enough
         assert ("going on without LPIPS: --lpips: AlexNet sees frames" in capsys.readouterr().out) != enough
     frames = torch.rand(2, 1, 31, 40)
