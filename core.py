@@ -25,7 +25,7 @@ from API.evaluation.compare import compare_runs
 from API.evaluation.explain import draw_filters
 from API.evaluation.loggers import Loggers
 from API.evaluation.lpips import find_lpips
-from API.evaluation.metrics import Scores
+from API.evaluation.metrics import Scores, check_frame
 from API.evaluation.summary import cost_table, costs
 from API.evaluation.test_set import evaluate
 from API.machine.device import Machine, choose_device, choose_precision, free_memory, prepare
@@ -148,6 +148,7 @@ def train(config: Config, state: Mapping | None = None) -> None:
     told += describe_changes(vars(config), (state or {}).get("config") or {})
     best = folder / "checkpoints/best.pth"
     frame = config.out_shape[2:]
+    check_frame(*frame)
     lpips = find_lpips(config.lpips, config.lpips_weights, machine.device, frame)  # missing weights show up now, too
     if config.init and state is None:
         told.append(start_from(model, config))
@@ -172,8 +173,8 @@ def train(config: Config, state: Mapping | None = None) -> None:
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         what = f"epochs {run.epoch + 1} to {config.epochs} of {len(loaders['train'])} steps of {config.batch_size}"
         recorder.log(f"{config.dataname}: {parameters:.2f} M parameters, {what}, on {machine}: {recorder.folder}")
-        shown = vars(config), getattr(datasets["val"], "scale", None)
-        with Loggers(config.logger if machine.world.main else (), recorder.folder, run.epoch, *shown) as loggers:
+        logs, scale = config.logger if machine.world.main else (), getattr(datasets["val"], "scale", None)
+        with Loggers(logs, recorder.folder, run.epoch, vars(config), scale) as loggers:
             with run.save_in(recorder.checkpoints):
                 train_epochs(forward, loaders, run, config, machine, recorder, loggers)
                 config.ckpt = best
@@ -191,7 +192,7 @@ def speed_up(model: DFDNet, config: Config, machine: Machine, at_once: int) -> l
     return accelerate(
         model,
         model.blocks(),
-        recompute="blocks" if config.checkpoint_blocks else "none",
+        recompute=config.checkpoint_blocks,
         compile=machine.compiles if config.compile is None else config.compile,
         example=example(config, machine, at_once),
         autocast=machine.autocast,
@@ -312,7 +313,7 @@ def validate(
     scores, losses, count, shown, notes = Scores(), [], 0, None, {}
     for batch in follow(loader, "validation", world.main):
         past, future = machine.move(batch)
-        with nullcontext(notes) if shown else filter_statistics(model) as notes, machine.autocast():
+        with nullcontext(notes) if shown else filter_statistics(model) as notes, machine.autocast():  # the first batch
             predicted = model(past)
         shown = shown or (past[0], future[0], predicted[0])
         losses.append(criterion(predicted.to(future.dtype), future) * len(past))
@@ -363,10 +364,10 @@ def load_predictor(
 def predictor_of(config: Config, state: Mapping) -> Predictor:
     """The checkpoint's model, for frames that are made to fit as its data set does."""
     machine = prepare(config)
-    fitting = how_to_fit(config.dataname, getattr(config, "resize", None))
+    resize, interpolation = how_to_fit(config.dataname, getattr(config, "resize", None))
     model = trained(config, state, machine)
     kind = ArrayPredictor.of(config) if config.dataname == "arrays" else Predictor
-    return kind(model, config.in_shape, config.out_shape, machine, *fitting)
+    return kind(model, config.in_shape, config.out_shape, machine, resize, interpolation)
 
 
 def test(config: Config, state: Mapping) -> None:
@@ -394,12 +395,13 @@ def score(
 ) -> dict:
     """Measure what the flags ask for, and write it into the run folder."""
     flags = ("dataname", "data_root", "in_shape", "out_shape", "resize", "stride", "split_by", "noise")
-    about = {flag: getattr(config, flag) for flag in flags} | {"release_mode": config.release}
+    about = {flag: getattr(config, flag) for flag in flags}
     about |= {flag: value for flag in ARRAY_FLAGS if (value := getattr(config, flag, None)) is not None}
     about |= {"split": "test", "checkpoint": str(config.ckpt)}
     about["model_flags"] = {flag: getattr(config, flag) for flag in MODEL_FLAGS if not flag.endswith("_shape")}
-    how = config.protocol, lpips, config.save_predictions, after_batch
-    return evaluate(model, loader, machine, recorder, about, *how)
+    return evaluate(
+        model, loader, machine, recorder, about, config.protocol, lpips, config.save_predictions, after_batch
+    )
 
 
 def predict(config: Config, state: Mapping) -> None:

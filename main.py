@@ -198,7 +198,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
 def checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """The checkpoint to take up."""
     help = "checkpoint, exported folder or hf://owner/name[@revision]; its own flags are the defaults"
-    parser.add_argument_group("checkpoint").add_argument("--ckpt", metavar="FILE", required=False, help=help)
+    parser.add_argument_group("checkpoint").add_argument("--ckpt", metavar="FILE", help=help)
 
 
 def test_flags(parser: argparse.ArgumentParser) -> None:

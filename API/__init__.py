@@ -1,4 +1,7 @@
-"""Everything around the model: data, runs, machines, speed, evaluation, deployment. It knows nothing of DFDNet."""
+"""Everything around the model: data, runs, machines, speed, evaluation, deployment.
+
+It imports none of the model's files.
+"""
 
 
 class UserError(ValueError):

@@ -47,17 +47,7 @@ PRESETS = {
     ),
     # The others: frames of 128 and 256 pixels have feature maps of 64 and 128, where `segments` or `hid_S` keep the
     # signals, and with them the MLPs, near the length that they have on Moving MNIST (2560 and 1280).
-    "kth": _MMNIST
-    | dict(
-        batch_size=4,
-        val_batch_size=4,
-        in_shape=[10, 1, 128, 128],
-        out_shape=[20, 1, 128, 128],
-        hid_S=32,
-        layer_config=[1, 4, 2, 4],
-        epochs=100,
-        lr=0.005,
-    ),
+    "kth": _VIDEO | dict(in_shape=[10, 1, 128, 128], out_shape=[20, 1, 128, 128]),
     "human": _MMNIST
     | dict(
         batch_size=8,

@@ -11,12 +11,10 @@ and kind fp32, tf32 or bf16. MODEL is a preset; REPO this checkout or another on
 
 import copy
 import functools
-import importlib
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -78,31 +76,6 @@ class Product:
     def replayed(self, function: Callable[..., Tensor], model: nn.Module) -> Callable[..., Tensor]:
         """function as a CUDA graph, with --graphs."""
         return self.core.Graphed(function, model, print) if getattr(self.config, "graphs", False) else function
-
-
-class Former(Product):
-    """The same of a checkout from before API had sub-packages, in which the model itself knew how to be fast."""
-
-    def __init__(self, name: str, model: str, device: str) -> None:
-        import core
-        from API.presets import PRESETS
-
-        preset = PRESETS[model]
-        self.core, self.compile_seconds = core, None
-        self.config = SimpleNamespace(**{flag: preset.get(flag, False) for flag in core.MODEL_FLAGS}, lr=preset["lr"])
-        self.config.shard, self.config.epochs = False, preset["epochs"]
-        self.machine = importlib.import_module("API.device").Machine(device, 0, "fp32", 1, False)
-        self.device, self.in_shape, self.out_shape = self.machine.device, preset["in_shape"], preset["out_shape"]
-
-    @functools.cached_property
-    def training(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
-        model = self.core.build_model(self.config).to(self.device).train()
-        optimizer, _ = self.core.build_optimizer(model, self.config, 10**6)
-        return model, self.core.build_criterion(self.config).to(self.device), optimizer
-
-    @functools.cache  # noqa: B019
-    def predictor(self, kind: str) -> nn.Module:
-        return self.machine.to_predict(self.core.build_model(self.config)).eval()
 
 
 class Other:
@@ -256,7 +229,7 @@ def run(repo: str, name: str, model: str, device: str) -> None:
     elif name == "TAU":
         subject = Other(model, device)
     else:
-        subject = (Product if (Path(repo) / "API/speed").is_dir() else Former)(name, model, device)
+        subject = Product(name, model, device)
     print("ANSWER {}", flush=True)
     for line in sys.stdin:
         print("ANSWER " + json.dumps(answer(subject, torch.device(device), **json.loads(line))), flush=True)

@@ -167,7 +167,7 @@ def test_deep_stages_add_each_block_s_input():
     assert depths == {0: [False], 1: [True] * 4, 2: [], 3: [False]}
 
 
-def test_a_dfdb_puts_the_finer_branch_first():
+def test_a_dfdb_puts_branch_r2_first():
     block = DFDB(8, 4, 4, 1, 0.3125, segments=(2, 4)).eval()
     assert block.branch_r1.dfdu.segments == 2
     block.expansion[0].weight.data[:, 8:] = 0  # deafen the expansion to the second half

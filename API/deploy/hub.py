@@ -91,10 +91,10 @@ def asking(name: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError, ValueError) as error:
-        raise UserError(f"{name}: {explain(error)}") from None
+        raise UserError(f"{name}: {in_words(error)}") from None
 
 
-def explain(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """An error of huggingface_hub in words; it may be the cause of the one that was raised."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})"

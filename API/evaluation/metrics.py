@@ -29,6 +29,7 @@ PROTOCOLS = {
 }
 HIGHER_IS_BETTER = {"ssim", "psnr"}
 PSNR_CEILING = 100.0  # dB, for equal frames, whose PSNR is infinite
+WINDOW = 7  # of SSIM, pixels a side
 CHUNK = 2**18  # pixels measured at once: what stays in a processor's cache
 CHUNK_CUDA = 2**24
 
@@ -116,14 +117,13 @@ def ssim(predicted: Tensor, future: Tensor, data_ranges: Sequence[float] = (1.0,
     (N, C, H, W) -> [(N)], one for each data range. Equals skimage.metrics.structural_similarity(..., channel_axis=0)
     frame by frame. Raises UserError for frames smaller than the window. Source: Wang et al., IEEE TIP 13(4), 2004.
     """
-    window = 7
     N, C, H, W = predicted.shape
-    if min(H, W) < window:
-        raise UserError(f"SSIM needs frames of at least {window}x{window}, not {H}x{W}")
+    check_frame(H, W)
+    sides = H - WINDOW + 1, W - WINDOW + 1
     x, y = predicted, future
     maps = torch.stack([x, y, x * x + y * y, x * y]).flatten(0, 2)  # (4*N*C, H, W)
-    mean_x, mean_y, squares, product = _window_means(maps, window).view(4, N, C, H - window + 1, -1)
-    sample = window**2 / (window**2 - 1)
+    mean_x, mean_y, squares, product = _window_means(maps).view(4, N, C, *sides)
+    sample = WINDOW**2 / (WINDOW**2 - 1)
     both = mean_x * mean_y
     means_squared = mean_x.square() + mean_y.square()
     variances, covariance = sample * (squares - means_squared), sample * (product - both)
@@ -135,18 +135,23 @@ def ssim(predicted: Tensor, future: Tensor, data_ranges: Sequence[float] = (1.0,
     return out
 
 
-def _window_means(maps: Tensor, window: int) -> Tensor:
-    """(M, H, W) -> (M, H - window + 1, W - window + 1), means over windows: sums along one axis, then the other.
+def check_frame(H: int, W: int) -> None:
+    """Raise UserError for frames that are smaller than the window of SSIM."""
+    if min(H, W) < WINDOW:
+        raise UserError(f"SSIM needs frames of at least {WINDOW}x{WINDOW}, not {H}x{W}")
+
+
+def _window_means(maps: Tensor) -> Tensor:
+    """(M, H, W) -> (M, H - 6, W - 6), means over windows: sums along one axis, then the other.
 
     Seven terms in four additions: pairs, pairs of pairs, then 4 + 2 + 1.
     """
-    assert window == 7
     for axis in (-1, -2):
         n = maps.shape[axis]
         two = maps.narrow(axis, 0, n - 1) + maps.narrow(axis, 1, n - 1)
         four = two.narrow(axis, 0, n - 3) + two.narrow(axis, 2, n - 3)
         maps = four.narrow(axis, 0, n - 6) + two.narrow(axis, 4, n - 6) + maps.narrow(axis, 6, n - 6)
-    return maps / window**2
+    return maps / WINDOW**2
 
 
 class Kept:

@@ -20,11 +20,7 @@ from ..machine.device import Machine
 from ..run.environment import environment
 from ..run.files import VERSION, read_arrays, write_arrays, write_json
 
-FILES = (
-    "test.json", "scores.npz", "predictions.npz", "figures/frames.png",
-    *(f"figures/{name}.{kind}" for name in ("best", "median", "worst") for kind in ("png", "gif")),
-)  # fmt: skip
-PACKAGES = ("torchvision", "opencv-python-headless", "av", "pillow", "scikit-image", "einops", "lpips")
+PACKAGES = ("torchvision", "opencv-python-headless", "av", "pillow", "einops", "lpips")
 
 
 def weights_fingerprint(checkpoint: str) -> str | None:
@@ -60,7 +56,7 @@ def circumstances(machine: Machine) -> dict:
 
 
 def key_of(content: Mapping) -> str | None:
-    """A folder's name for the test that test.json describes, equal for repetitions; None of one without a version."""
+    """A folder's name for the test that test.json describes, equal for repetitions; None where it says too little."""
     on = content.get("measured_on")
     if on is None:
         return None
@@ -90,22 +86,9 @@ def read_test(folder: Path) -> dict | None:
 
 
 def folder_for(run: Path, content: Mapping) -> Path:
-    """The folder for the files of a test. Files without a version, of which nobody knows what they measure, are moved
-    to tests/version-0 for it."""
+    """The folder for the files of a test."""
     there = read_test(run)
-    if there is not None and key_of(there) is None:
-        move_test(run, run / "tests/version-0")
-    elif there is not None and key_of(there) != key_of(content):
-        return run / "tests" / key_of(content)
-    return run
-
-
-def move_test(run: Path, folder: Path) -> None:
-    """Move the files of the test in run into another folder."""
-    for name in FILES:
-        if (run / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (run / name).replace(folder / name)
+    return run if there is None or key_of(there) == key_of(content) else run / "tests" / key_of(content)
 
 
 def same_model(there: Mapping, content: Mapping) -> bool:

@@ -29,8 +29,6 @@ class World:
         if self.size > 1:
             check_launch()
             limit = datetime.timedelta(minutes=timeout_minutes)
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
             if not dist.is_initialized():
                 # torchrun's store outlives a restart: without a name of its own, a process that is started again may
                 # read the addresses of those before it.

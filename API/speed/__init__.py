@@ -15,14 +15,12 @@ from .mish import swap_mish
 from .norms import swap_norms
 from .recompute import recompute_blocks
 
-RECOMPUTE = ("none", "blocks")
-
 
 def accelerate(
     model: nn.Module,
     blocks: Sequence[nn.Module],
     *,
-    recompute: str = "none",
+    recompute: bool = False,
     compile: bool = False,
     example: Tensor | None = None,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -33,16 +31,14 @@ def accelerate(
 
     Args:
         blocks: the parts of model to recompute or compile, one by one.
-        recompute: "blocks" keeps only their inputs for backward and computes the rest again; "none" keeps everything.
+        recompute: keep only their inputs for backward, and compute the rest again.
         compile: compile them, for the batch of example (others work too), under autocast. Where that fails, they stay
             as they are and the line says why.
         agree: makes of "it failed here" the answer of all processes.
     """
-    if recompute not in RECOMPUTE:
-        raise ValueError(f"recompute={recompute!r}: choose from {', '.join(RECOMPUTE)}")
     lines = swap_mish(model) + swap_norms(model) + swap_ffts(model)
     if compile:
         lines += compile_blocks(model, blocks, example, autocast, backend, agree)
-    if recompute == "blocks":
+    if recompute:
         lines += recompute_blocks(blocks)
     return lines

@@ -18,7 +18,7 @@ import main
 from API import UserError
 from API.datasets import digits
 from API.deploy.export import write_export
-from API.deploy.hub import explain, repository
+from API.deploy.hub import in_words, repository
 from API.evaluation import figures
 from API.run.checkpoint import load_checkpoint, save_checkpoint
 from DFDNet import DFDNet
@@ -172,7 +172,7 @@ def test_names_on_the_hub():
 
 
 def test_a_full_cache_is_not_taken_for_a_lost_network():
-    assert explain(OSError(28, "No space left on device", "/cache/x")) == "No space left on device (/cache/x)"
+    assert in_words(OSError(28, "No space left on device", "/cache/x")) == "No space left on device (/cache/x)"
 
 
 # Against a hub on loopback, in processes of their own: huggingface_hub reads the environment when it is imported ------

@@ -18,7 +18,7 @@ from TemporalModule.filter import WIDTH, ThresholdFilter, analyse
 from TemporalModule.temporal import Stem
 from TemporalModule.watch import filter_statistics
 
-WAYS = {"eager": {}, "recomputed": dict(recompute="blocks")}
+WAYS = {"eager": {}, "recomputed": dict(recompute=True)}
 COMPILED = dict(compile=True, backend="aot_eager_decomp_partition")  # what Inductor keeps, without its code
 
 
@@ -304,7 +304,7 @@ def test_a_mistake_in_an_edited_block_keeps_its_own_error(monkeypatch):
     model = tiny(torch.float32, layer_config=(1, 0, 0, 0))
     monkeypatch.setattr(Branch, "forward", forward)
     example = batch(torch.float32)[0]
-    lines = accelerate(model, model.blocks(), compile=True, example=example, backend="eager", recompute="blocks")
+    lines = accelerate(model, model.blocks(), compile=True, example=example, backend="eager", recompute=True)
     assert "warning: compiling failed" in "".join(lines)
     with pytest.raises(ValueError, match="my shapes are wrong"):
         model(example)
