@@ -31,7 +31,7 @@ def threshold_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 def removed(module: ThresholdFilter, x: Tensor) -> Tensor:
     """x (B, N, L) -> (2,): the fractions of the high bins, and of all energy, that the filter removes of x."""
     low, high = module.spectrum(x)
-    gate = module.gate(high)  # (B, N, K), 1 where a bin passes
+    gate = module.gate(high).to(high.dtype)  # (B, N, K), 1 where a bin passes
     low, high = low.square().sum(-1), high.square().sum(-1)  # energies
     energy = torch.cat([low, high], -1).sum((0, 1))  # (L // 2 + 1,)
     twice = mirrored(module.length, x.device)
@@ -51,7 +51,9 @@ def mirrored(length: int, device: torch.device) -> Tensor:
 def watching(model: nn.Module, note: Callable[[str, ThresholdFilter, Tensor], None]) -> Iterator[None]:
     """Within, every filter of model calls note(name, filter, x) before it filters x. Compiled blocks run eagerly."""
     hooks = [
-        module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, module, inputs[0]))
+        module.register_forward_pre_hook(
+            lambda module, inputs, named, name=name: note(name, module, *inputs, *named.values()), with_kwargs=True
+        )
         for name, module in filters_of(model).items()
     ]
     eager = torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()

@@ -92,7 +92,7 @@ class Wandb:
 
     def epoch(self, epoch: int, numbers: Mapping[str, float], picture: np.ndarray | None) -> None:
         shown = {} if picture is None else {PICTURE: self.image(picture)}
-        self.run.log({"epoch": epoch, **numbers, **shown})
+        self.run.log({"epoch": epoch, **numbers, **shown}, step=epoch)  # parts of a resumed run do not overlap
 
     def results(self, scores: Mapping[str, float]) -> None:
         self.run.summary.update(dict(scores))

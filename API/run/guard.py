@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import UserError
-from ..speed.recompute import places_of_buffers
 from .files import write_arrays
 
 
@@ -40,7 +39,8 @@ class Guard:
 
     def begin(self) -> None:
         """Before the forward pass. A bad batch spoils running statistics in that already."""
-        places = places_of_buffers(self.model) if self.mode == "skip" else []
+        parts = self.model.modules() if self.mode == "skip" else ()
+        places = [(part, name, buffer) for part in parts for name, buffer in part._buffers.items()]
         self.before = [(part, name, buffer.clone()) for part, name, buffer in places if buffer is not None]
 
     def passes(self, step: int, loss: Tensor, norm: Tensor, batch: Iterable[Tensor]) -> bool:

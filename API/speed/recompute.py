@@ -1,19 +1,23 @@
 """Activation checkpointing by blocks: keep a block's inputs for backward, and compute everything inside again."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from types import MethodType
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+PYTORCHS = vars(nn.Module()).keys() - {"training"}  # attributes of every module: its parts, parameters, hooks
 
 
 def recompute_blocks(blocks: Sequence[nn.Module]) -> list[str]:
-    """Let every block keep only its inputs for backward. Random numbers (of PyTorch, NumPy and Python) are drawn
-    as before, and buffers (BatchNorm's running statistics) and numbers of a module change once."""
+    """Let every block keep only its inputs for backward. Random numbers are drawn as before; buffers (BatchNorm's
+    running statistics) and attributes of a module change once."""
     for block in blocks:
         replace_forward(block, recomputed)
     return [f"recompute {len(blocks)} blocks in backward"]
@@ -27,80 +31,73 @@ def replace_forward(block: nn.Module, change: Callable[[Callable], Callable]) ->
 
 
 def recomputed(forward: Callable) -> Callable:
-    """forward, to be computed again in backward, with the buffers and numbers of the module as they were."""
+    """forward, to be computed again in backward, with the module as it was."""
 
     def call(module: nn.Module, *inputs, **named):
         if not torch.is_grad_enabled():
             return forward(module, *inputs, **named)
-        before = {buffer: buffer.detach().clone() for buffer in module.buffers()}
-        before = [(part, name, before.get(buffer)) for part, name, buffer in places_of_buffers(module)]
-        generators, numbers = host_generators(), numbers_of(module)
-        contexts = lambda: (nullcontext(), as_it_was(module, before, numbers, generators))  # noqa: E731
+        then = AsItWas(module)
         # Random generators cannot be set back in a CUDA graph; where that matters, its first replay tells (graphs.py).
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        options = dict(use_reentrant=False, context_fn=contexts, preserve_rng_state=not capturing)
-        return checkpoint(forward, module, *inputs, **options, **named)
+        options = dict(context_fn=lambda: (nullcontext(), then), preserve_rng_state=not capturing)
+        return checkpoint(forward, module, *inputs, use_reentrant=False, **options, **named)
 
     return call
 
 
-@contextmanager
-def as_it_was(
-    block: nn.Module, buffers: Sequence[tuple], numbers: Sequence[tuple], generators: tuple
-) -> Iterator[None]:
-    """Within, block has other buffers and numbers, and Python and NumPy draw what they did then; PyTorch sees to its
-    own."""
-    now = host_generators(), numbers_of(block)
-    try:
-        set_host_generators(generators)
-        set_numbers(numbers)
-        with other_buffers(block, buffers):
-            yield
-    finally:
-        set_host_generators(now[0])
-        set_numbers(now[1])
+class AsItWas:
+    """Within, a block is as it was when this was made: the attributes and buffers of its modules, and what random
+    generators draw (PyTorch's own are checkpoint's business). It can be entered again, for a second backward pass."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block, self.then, self.generators = block, copied(attributes_of(block)), list(generators_of(block))
+
+    def __enter__(self) -> None:
+        self.now = attributes_of(self.block), list(generators_of(self.block))
+        set_back(copied(self.then), self.generators)
+
+    def __exit__(self, *error: object) -> None:
+        set_back(*self.now)
 
 
-def numbers_of(block: nn.Module) -> list[tuple[dict, dict[str, float]]]:
-    """(its attributes, those that are plain numbers) of every module: counters, rates, `training`."""
-    places = map(vars, block.modules())
-    return [(place, {name: x for name, x in place.items() if isinstance(x, int | float)}) for place in places]
+def attributes_of(block: nn.Module) -> list[tuple[dict, dict]]:
+    """(where they stand, what stands there) of the attributes and the buffers of every module."""
+    places = [place for part in block.modules() for place in (vars(part), part._buffers)]
+    return [(place, {name: x for name, x in place.items() if name not in PYTORCHS}) for place in places]
 
 
-def set_numbers(numbers: Sequence[tuple[dict, dict[str, float]]]) -> None:
-    """Set them back. What has become an attribute since is none again."""
-    for place, then in numbers:
-        for name in [name for name, x in place.items() if isinstance(x, int | float) and name not in then]:
+def copied(attributes: list[tuple[dict, dict]]) -> list[tuple[dict, dict]]:
+    """The same with copies of what may be changed in place, tensors and collections; one of what stands twice."""
+    copies = {}
+
+    def own(x: object) -> object:
+        if isinstance(x, Tensor) and id(x) not in copies:
+            copies[id(x)] = x.detach().clone().requires_grad_(x.requires_grad)
+        elif isinstance(x, dict | list | set) and id(x) not in copies:
+            copies[id(x)] = copy.copy(x)
+        return copies.get(id(x), x)
+
+    return [(place, {name: own(x) for name, x in then.items()}) for place, then in attributes]
+
+
+def generators_of(block: nn.Module) -> Iterator[tuple[Callable, object]]:
+    """(what sets it back, its state) of the generators of Python and NumPy, and of those that modules have."""
+    yield random.setstate, random.getstate()
+    yield np.random.set_state, np.random.get_state()  # noqa: NPY002 - the global one, which edits may draw from
+    for x in [x for part in block.modules() for x in vars(part).values()]:
+        if isinstance(x, random.Random):
+            yield x.setstate, x.getstate()
+        elif isinstance(x, np.random.Generator):
+            yield partial(setattr, x.bit_generator, "state"), x.bit_generator.state
+        elif isinstance(x, np.random.RandomState | torch.Generator):
+            yield x.set_state, x.get_state()
+
+
+def set_back(attributes: list[tuple[dict, dict]], generators: list[tuple[Callable, object]]) -> None:
+    """Put attributes where they stood, and generators into their states. What has become an attribute since is none."""
+    for place, then in attributes:
+        for name in place.keys() - then.keys() - PYTORCHS:
             del place[name]
         place.update(then)
-
-
-def host_generators() -> tuple:
-    """The states of the generators of Python and of NumPy."""
-    return random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one, which edits may draw from
-
-
-def set_host_generators(states: tuple) -> None:
-    """Set them back."""
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-
-
-def places_of_buffers(block: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor | None]]:
-    """(module, name, buffer) of all buffers, those that are None, too."""
-    return [(part, name, buffer) for part in block.modules() for name, buffer in part._buffers.items()]
-
-
-@contextmanager
-def other_buffers(block: nn.Module, others: Sequence[tuple[nn.Module, str, torch.Tensor | None]]) -> Iterator[None]:
-    """Within, block has copies of other buffers; whether it changes them in place or assigns new ones, it has its own
-    again afterwards."""
-    own = places_of_buffers(block)
-    copies = {buffer: buffer.clone() for _, _, buffer in others if buffer is not None}
-    try:
-        for part, name, buffer in others:
-            setattr(part, name, copies.get(buffer))
-        yield
-    finally:
-        for part, name, buffer in own:
-            setattr(part, name, buffer)
+    for set_state, state in generators:
+        set_state(state)

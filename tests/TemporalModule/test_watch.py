@@ -123,6 +123,25 @@ def test_a_gate_that_one_filter_has_of_its_own_comes_back():
     assert torch.equal(model(past), learned)
 
 
+def test_a_boolean_gate_and_a_call_by_name_are_seen_like_any_other(monkeypatch):
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filter = ThresholdFilter(2, 3, 10, COF=0.2)
+
+        def forward(self, x):
+            return self.filter(x=x)
+
+    model, x = Outer(), torch.randn(4, 6, 10)
+    with filter_statistics(model) as expected:
+        model(x)
+    ours = type(model.filter).gate
+    monkeypatch.setattr(ThresholdFilter, "gate", lambda self, high: ours(self, high) > 0.5)
+    with filter_statistics(model) as notes:
+        model(x)
+    assert torch.equal(notes["filter"][0], expected["filter"][0])
+
+
 def test_spectra_are_of_every_call_of_a_filter():
     """Of a model that predicts twice as many frames as it takes, in two calls."""
     model, past = tiny(out_shape=(8, 1, 32, 32)).eval(), torch.rand(2, 4, 1, 32, 32, dtype=torch.float64)

@@ -21,10 +21,10 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def log(names: list[str], folder) -> None:
+def log(names: list[str], folder, epoch: int = 1) -> None:
     shown = torch.rand(4, 1, 16, 24), torch.rand(6, 1, 16, 24), torch.rand(6, 1, 16, 24)
-    with Loggers(names, folder, 0, FLAGS) as some:
-        some.epoch(1, RECORD, shown)
+    with Loggers(names, folder, epoch - 1, FLAGS) as some:
+        some.epoch(epoch, RECORD, shown)
         some.results(TESTED)
 
 
@@ -100,11 +100,14 @@ def test_wandb_gets_the_same_offline_where_its_server_cannot_be_reached(tmp_path
     assert json.loads(config["lr"]) == 0.1
 
 
-def test_a_resumed_run_goes_on_with_its_id(tmp_path, wandb):
-    log(["wandb"], tmp_path)
-    log(["wandb"], tmp_path)
-    ids = {record.run.run_id for record in records_of(tmp_path) if record.HasField("run")}
-    assert ids == {(tmp_path / "wandb/id.txt").read_text()}
+def test_a_resumed_run_goes_on_with_its_id_and_steps(tmp_path, wandb):
+    log(["wandb"], tmp_path, 1)
+    log(["wandb"], tmp_path, 2)
+    records = records_of(tmp_path)
+    assert {record.run.run_id for record in records if record.HasField("run")} == {
+        (tmp_path / "wandb/id.txt").read_text()
+    }
+    assert [record.history.step.num for record in records if record.HasField("history")] == [1, 2]
 
 
 def test_none_and_other_processes_write_nothing(tmp_path):

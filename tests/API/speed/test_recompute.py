@@ -1,5 +1,9 @@
 """Recomputation by blocks: what it keeps, and that running statistics count a batch once."""
 
+import copy
+import random
+
+import numpy as np
 import pytest
 import torch
 from models import batch, differences, tiny, training_step
@@ -97,6 +101,80 @@ def test_a_number_of_python_that_a_block_changes_changes_once():
             block(torch.arange(6.0).view(2, 3)).sum().backward()
         assert torch.equal(ours.weight.grad, plain.weight.grad)
         assert (ours.steps, ours.rate) == (plain.steps, plain.rate) == (step, 2 / 2**step)
+
+
+class Own(nn.Linear):
+    """Keeps of its own what forward reads and changes, in every way but buffers and numbers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(4, 4)
+        self.kind, self.last, self.seen, self.counts = kind, None, [], {"calls": 0}
+        self.numpy, self.python, self.torch = np.random.default_rng(0), random.Random(0), torch.Generator()
+
+    def factor(self, x: torch.Tensor) -> torch.Tensor | float:
+        if self.kind == "a tensor, assigned":
+            before, self.last = self.last, x.mean(0)
+            return 1.0 if before is None else before
+        if self.kind == "a tensor, in place":
+            self.last = torch.zeros(4) if self.last is None else self.last
+            return self.last.add_(x.mean(0)).clone()
+        if self.kind == "a list":
+            self.seen.append(x.mean())
+            return torch.stack(self.seen).sum()
+        if self.kind == "a dict":
+            self.counts["calls"] += 1
+            return 1 / self.counts["calls"]
+        if self.kind == "a buffer made in forward":
+            if not hasattr(self, "mean"):
+                self.register_buffer("mean", torch.ones(4))
+            before, self.mean = self.mean, x.mean(0)
+            return before
+        numbers = {
+            "a generator of NumPy": lambda: self.numpy.random(4),
+            "a generator of Python": lambda: [self.python.random() for _ in range(4)],
+            "a generator of PyTorch": lambda: torch.rand(4, generator=self.torch),
+        }
+        return torch.as_tensor(numbers[self.kind](), dtype=x.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (super().forward(x) * self.factor(x)).tanh()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "a tensor, assigned",
+        "a tensor, in place",
+        "a list",
+        "a dict",
+        "a buffer made in forward",
+        "a generator of NumPy",
+        "a generator of Python",
+        "a generator of PyTorch",
+    ],
+)
+def test_what_a_block_keeps_of_its_own_is_seen_as_it_was_and_changes_once(kind):
+    plain = Own(kind)
+    ours = copy.deepcopy(plain)
+    recompute_blocks([ours])
+    for step in range(3):
+        for block in (plain, ours):
+            block.zero_grad()
+            x = torch.arange(8.0).view(2, 4) / 8 + step
+            (block(x).sum() + block(x + 1).square().sum()).backward()
+        assert torch.equal(ours.weight.grad, plain.weight.grad)
+
+
+def test_a_second_backward_pass_computes_again():
+    plain = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh())
+    ours = copy.deepcopy(plain)
+    recompute_blocks([ours])
+    for block in (plain, ours):
+        y = block(torch.arange(6.0).view(2, 3).sin())
+        y.abs().sum().backward(retain_graph=True)
+        y.square().sum().backward()
+    assert torch.equal(ours[0].weight.grad, plain[0].weight.grad)
+    assert torch.equal(ours[1].running_var, plain[1].running_var)
 
 
 def test_a_block_may_be_called_with_names():
