@@ -426,7 +426,8 @@ def explain(config: Config, state: Mapping) -> None:
         found = spectra(model, past)
     stages = filter_report(model, notes, state.get("lr_squares", math.nan))
     recorder = Recorder(Path(config.res_dir) / config.ex_name, enter=True)
-    recorder.log(draw_filters(found, stages, past, future, predicted, recorder, config.stage, config.block))
+    told = draw_filters(found, stages, past, future, predicted, recorder, config.ckpt, config.stage, config.block)
+    recorder.log(told)
 
 
 def export(config: Config, state: Mapping) -> None:

@@ -137,6 +137,7 @@ def draw_filters(
     future: Tensor,
     predicted: Mapping[str, Tensor],
     recorder: Recorder,
+    checkpoint: str,
     drawn_stages: Sequence[int] | None,
     drawn_blocks: Sequence[int] | None,
 ) -> str:
@@ -146,6 +147,7 @@ def draw_filters(
     found: {a filter's module name: {"before", "after", "cutoff", "threshold", "removed"}}.
     stages: as of filter_report.
     predicted: (B, T, C, H, W) for the filter "learned", "off" and "low".
+    checkpoint: the name of the model's.
     """
     everything = by_block(found)
     drawn = chosen(everything, drawn_stages, drawn_blocks)
@@ -157,7 +159,7 @@ def draw_filters(
     first = {mode: (frames[0].cpu().numpy(), each[mode][0].item()) for mode, frames in predicted.items()}
     draw_modes(past[0].cpu().numpy(), future[0].cpu().numpy(), first, recorder.figures / "filter_modes.png")
     removed = {name: one["removed"] for name, one in found.items()}
-    content = {"sequences": len(past), "mse": mse, "stages": list(stages), "removed": removed}
+    content = {"checkpoint": str(checkpoint), "sequences": len(past), "mse": mse, "stages": list(stages), "removed": removed}
     write_json(recorder.folder / "explain.json", content)
     return (
         f"{stage_table(stages)}\n"

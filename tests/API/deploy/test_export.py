@@ -244,6 +244,7 @@ def test_explain_draws_the_filters_and_tells_what_they_change(run, monkeypatch, 
     for name in ("spectra", "thresholds", "removed", "filter_modes"):
         assert Image.open(run / f"results/why/figures/{name}.png").size[0] > 300
     told = json.loads((run / "results/why/explain.json").read_text())
+    assert told["checkpoint"].endswith("best.pth")
     assert set(told["mse"]) == {"learned", "off", "low"}
     assert len({round(v, 6) for v in told["mse"].values()}) == 3
     assert len(told["removed"]) == 4 * 2 * 2
