@@ -159,8 +159,8 @@ def draw_filters(
     first = {mode: (frames[0].cpu().numpy(), each[mode][0].item()) for mode, frames in predicted.items()}
     draw_modes(past[0].cpu().numpy(), future[0].cpu().numpy(), first, recorder.figures / "filter_modes.png")
     removed = {name: one["removed"] for name, one in found.items()}
-    content = {"checkpoint": str(checkpoint), "sequences": len(past), "mse": mse, "stages": list(stages), "removed": removed}
-    write_json(recorder.folder / "explain.json", content)
+    content = {"checkpoint": str(checkpoint), "sequences": len(past), "mse": mse, "stages": list(stages)}
+    write_json(recorder.folder / "explain.json", content | {"removed": removed})
     return (
         f"{stage_table(stages)}\n"
         f"MSE of {len(past)} test sequences with the filter as learned {mse['learned']:.1f}, off {mse['off']:.1f}, "
