@@ -118,6 +118,10 @@ MISTAKES = {
         [*TINY_FLAGS, "--device", "cuda", "--gpu", "99"],
         "cuda" if not torch.cuda.is_available() else "99",
     ),
+    "two ways to say where to predict from": (
+        ["predict", "--ckpt", "text.pth", "--input", "in.npy", "--output", "out.npy", "--start", "0", "--every", "2"],
+        "--start and --every both say where to predict from",
+    ),
 }
 
 
